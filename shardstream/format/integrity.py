@@ -1,0 +1,103 @@
+"""Whether bytes are the ones that a shard entry promises."""
+
+import hashlib
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.format.manifest import Manifest, ShardEntry
+
+# Large enough that hashing and NumPy run without the interpreter's lock, small enough to stay in a core's cache.
+_READ_BYTES: Final = 2**20
+
+
+class ShardTally:
+    """Checksum and statistics of one shard, gathered block by block: what its entry must say.
+
+    Args:
+        eos_id: The id to count, or None to count none.
+    """
+
+    def __init__(self, eos_id: int | None) -> None:
+        self._eos_id = eos_id
+        self._sha256 = hashlib.sha256()
+        self._num_tokens = 0
+        self._num_bytes = 0
+        self._num_eos = 0
+        self._min_token: int | None = None
+        self._max_token: int | None = None
+
+    def update(self, tokens: NDArray[np.unsignedinteger[Any]]) -> None:
+        """Add the next tokens: 1-D, contiguous, in the stored dtype."""
+        if not len(tokens):
+            return
+        self._sha256.update(tokens.view(np.uint8))
+        self._num_tokens += len(tokens)
+        self._num_bytes += tokens.nbytes
+        low, high = int(tokens.min()), int(tokens.max())
+        self._min_token = low if self._min_token is None else min(low, self._min_token)
+        self._max_token = high if self._max_token is None else max(high, self._max_token)
+        if self._eos_id is not None:
+            self._num_eos += int(np.count_nonzero(tokens == self._eos_id))
+
+    def entry(self, name: str) -> ShardEntry:
+        """The entry of a shard that holds exactly the tokens seen."""
+        return ShardEntry(
+            name=name,
+            num_tokens=self._num_tokens,
+            num_bytes=self._num_bytes,
+            sha256=self._sha256.hexdigest(),
+            min_token=self._min_token,
+            max_token=self._max_token,
+            num_eos=None if self._eos_id is None else self._num_eos,
+        )
+
+
+def size_problem(entry: ShardEntry, file_bytes: int) -> str | None:
+    """What is wrong with a file of ``file_bytes`` bytes that should be this shard, or None."""
+    if file_bytes == entry.file_bytes:
+        return None
+    adjective = "truncated" if file_bytes < entry.file_bytes else "too long"
+    return f"{adjective}: {file_bytes} bytes, the manifest says {entry.file_bytes}"
+
+
+def content_problem(manifest: Manifest, entry: ShardEntry, file: BinaryIO) -> str | None:
+    """Read a whole raw shard from its first byte on; say what is wrong with it, or None.
+
+    Args:
+        manifest: The dataset that the shard belongs to.
+        entry: The shard's row. What it leaves out (an adopted file's checksum, say) is not compared.
+        file: The shard, open at offset 0. Bounded memory: it is read in blocks.
+    """
+    file.seek(entry.byte_offset)
+    tally = ShardTally(manifest.eos_id)
+    block = bytearray(_READ_BYTES)
+    num_unread = entry.num_bytes
+    while num_unread:
+        wanted = memoryview(block)[: min(num_unread, _READ_BYTES)]
+        filled = 0
+        while filled < len(wanted):
+            got = file.readinto(wanted[filled:])  # type: ignore[attr-defined]  # every binary file has it; typeshed's BinaryIO has not
+            if not got:
+                return f"truncated: {entry.num_bytes - num_unread + filled} bytes of tokens, wanted {entry.num_bytes}"
+            filled += got
+        tally.update(np.frombuffer(wanted, dtype=manifest.dtype))
+        num_unread -= filled
+    if file.read(1):
+        return f"too long: bytes follow after the {entry.file_bytes} that the manifest says"
+    return _entry_problem(manifest, entry, tally.entry(entry.name))
+
+
+def _entry_problem(manifest: Manifest, entry: ShardEntry, found: ShardEntry) -> str | None:
+    if entry.sha256 is not None and found.sha256 != entry.sha256:
+        twin = next((shard.name for shard in manifest.shards if shard.sha256 == found.sha256), None)
+        hint = f"; its bytes are those of {twin}" if twin else ""
+        return f"checksum is sha256 {found.sha256}, the manifest says {entry.sha256}{hint}"
+    if found.max_token is not None and found.max_token >= manifest.vocab_size:
+        return f"holds id {found.max_token}, not below vocab_size {manifest.vocab_size}"
+    for field in ("min_token", "max_token", "num_eos"):
+        stated, actual = getattr(entry, field), getattr(found, field)
+        if stated is not None and stated != actual:
+            return f"{field} is {actual}, the manifest says {stated}"
+    return None

@@ -1,0 +1,1 @@
+"""Positions to windows. NumPy only."""

@@ -1,0 +1,297 @@
+"""A bounded set of memory maps, and windows gathered out of them.
+
+The gather takes every window of a batch with one NumPy call, although the windows lie in many maps: it indexes one
+strided view that reaches over the whole address space, and whose row ``i`` begins at the ``i``-th token-sized cell of
+it. Only rows that lie in live maps are ever read. What it costs beside one contiguous array is the look-up of each
+window's shard: a binary search would take a quarter of the gather's own time, so a table of equal blocks of positions
+gives the shard that holds the block's first token, and the few windows for which that is not the whole answer (they
+cross into the next shard, or their shard is not mapped) take the slow way.
+
+A map must outlive the copies that run out of it, in any thread, and no copy should take a lock. So maps are never
+closed, only let go of, in generations: a gather holds the generation current at its start, each generation holds the
+next one together with the maps retired between the two, and reference counting does the rest.
+"""
+
+import mmap
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.errors import IntegrityError, StorageError
+from shardstream.format.integrity import size_problem
+from shardstream.format.manifest import ShardEntry
+from shardstream.read.spans import spans_of, stepped_spans_of
+
+Tokens = NDArray[np.unsignedinteger[Any]]
+
+# User addresses end at 2**47 on x86-64 and at 2**48 on 64-bit Arm.
+_ADDRESS_SPACE: Final = 2**48
+# NumPy refuses an array whose nominal size passes 2**63 bytes: rows of this many tokens at most over all addresses.
+_MAX_GATHER_LENGTH: Final = 2**63 // _ADDRESS_SPACE - 1
+# The first page is never mapped; the view starts after it because NumPy takes address 0 for "no data".
+_VIEW_ADDRESS: Final = 4096
+# Entries of the block table, 4 bytes each, twice: its cost is bounded at 8 MiB for any dataset.
+_MAX_NUM_BLOCKS: Final = 2**20
+_NOT_READY: Final = np.iinfo(np.int64).min
+
+
+def max_open_maps() -> int:
+    """How many maps may be open: half of what the process may open, since before Python 3.13 each holds a descriptor."""
+    import resource  # noqa: PLC0415 - POSIX only, as the address-wide view is
+
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Linux admits 65,530 maps to a process by default; the allocator and other libraries need some of them.
+    limit = 2**14 if sys.version_info >= (3, 13) else min(soft_limit // 2, 2**14)
+    return max(limit, 1)
+
+
+class _Generation:
+    """The time between two retirements; whoever holds it holds all maps that were live at any moment since."""
+
+    __slots__ = ("next", "retired")
+
+    def __init__(self) -> None:
+        self.retired: list[Tokens] = []
+        self.next: _Generation | None = None
+
+
+class MappedShards:
+    """Reads tokens of shards that lie on a local disk. Any number of threads may call it at once.
+
+    Args:
+        entries: The shards, in order.
+        bounds: First position of each shard, then the total; shape (num_shards + 1,).
+        dtype: The stored dtype.
+        locate: Entry -> path of a local file with its raw tokens. Called when a shard is mapped; may raise.
+        max_maps: Maps open at a time, at least 1; shards beyond them are mapped in turn.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[ShardEntry],
+        bounds: NDArray[np.int64],
+        dtype: "np.dtype[np.unsignedinteger[Any]]",
+        locate: Callable[[ShardEntry], str | os.PathLike[str]],
+        *,
+        max_maps: int,
+    ) -> None:
+        self._entries = entries
+        self._bounds = bounds
+        self._dtype = dtype
+        self._locate = locate
+        self._max_maps = max_maps
+        self._maps: dict[int, Tokens] = {}  # oldest first
+        self._generation = _Generation()
+        self._owner_pid = os.getpid()
+        self._lock = threading.RLock()
+        self._views: dict[int, Tokens] = {}
+        num_shards = len(entries)
+        # Row in the view of a shard's position 0, had it one; and where its tokens stop, or _NOT_READY. The last entry
+        # stands for "no shard".
+        self._row_shift = np.zeros(num_shards + 1, dtype=np.int64)
+        self._ready_stop = np.full(num_shards + 1, _NOT_READY, dtype=np.int64)
+        self._block_bits, self._shard_of_block = _block_table(bounds)
+
+    def gather(self, starts: NDArray[np.int64], length: int, out: Tokens | None) -> Tokens:
+        """Windows of ``length`` tokens.
+
+        Args:
+            starts: Positions, shape (n,).
+            length: Tokens of a window, at least 1.
+            out: Where to put them, shape (n, length), in the stored dtype; None for a new array.
+
+        Returns:
+            The windows, shape (n, length).
+
+        Raises:
+            IndexError: A window does not lie within the dataset.
+            IntegrityError: A shard is missing, or has another size than the manifest says.
+            StorageError: A shard cannot be read.
+        """
+        generation = self._generation  # from here to the return, no map that was live can go away
+        rows = self._rows_if_ready(starts, length)
+        if rows is None:
+            windows = np.empty((len(starts), length), self._dtype) if out is None else out
+            self._gather_slowly(starts, length, windows)
+        elif out is None:
+            windows = self._view(length)[rows]
+        else:
+            windows = out
+            windows[...] = self._view(length)[rows]
+        del generation
+        return windows
+
+    def read(self, positions: range) -> Tokens:
+        """Tokens at ``positions``, which lie within the dataset, as a new array of shape (len(positions),)."""
+        out = np.empty(len(positions), dtype=self._dtype)
+        filled = 0
+        for shard, piece in stepped_spans_of(positions, self._bounds):
+            stop = piece.stop if piece.stop >= 0 else None
+            out[filled : filled + len(piece)] = self._mapped(shard)[piece.start : stop : piece.step]
+            filled += len(piece)
+        return out
+
+    def close(self) -> None:
+        """Let go of all maps; the next read maps anew."""
+        with self._own_lock():
+            self._retire(list(self._maps))
+
+    def _rows_if_ready(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64] | None:
+        """Rows of the view where the windows begin, if each lies in one mapped shard that the block table finds."""
+        if length > _MAX_GATHER_LENGTH:
+            return None
+        try:
+            shards = self._shard_of_block.take(starts >> self._block_bits)
+        except IndexError:
+            return None
+        is_ready = starts + length <= self._ready_stop.take(shards)
+        if np.count_nonzero(is_ready) < len(starts):
+            return None
+        return starts + self._row_shift.take(shards)
+
+    def _gather_slowly(self, starts: NDArray[np.int64], length: int, out: Tokens) -> None:
+        total = int(self._bounds[-1])
+        is_outside = (starts < 0) | (starts > total - length)
+        if is_outside.any():
+            start = int(starts[np.argmax(is_outside)])
+            raise IndexError(
+                f"window [{start}, {start + length}) does not lie within the dataset's {total} tokens; "
+                f"starts of windows of {length} tokens go from 0 to {total - length}"
+            )
+        shards = self._bounds.searchsorted(starts, side="right") - 1
+        is_whole = starts + length <= self._bounds[shards + 1]
+        if length > _MAX_GATHER_LENGTH:
+            is_whole[:] = False
+        # In shard order, as many windows at a time as their shards can be mapped together.
+        whole = np.flatnonzero(is_whole)
+        whole = whole[np.argsort(shards[whole], kind="stable")]
+        turn = np.cumsum(np.diff(shards[whole], prepend=shards[whole[:1]]) != 0) // self._max_maps
+        view = self._view(length) if len(whole) else None
+        for chosen in np.split(whole, np.flatnonzero(np.diff(turn)) + 1):
+            if len(chosen) and view is not None:
+                # Under the lock: threads that take turns over more shards than can be mapped would
+                # otherwise hold maps beyond the bound.
+                with self._own_lock():
+                    self._map_all(np.unique(shards[chosen]))
+                    out[chosen] = view[starts[chosen] + self._row_shift[shards[chosen]]]
+        for index in np.flatnonzero(~is_whole):
+            self._read_span(int(starts[index]), out[index])
+
+    def _read_span(self, start: int, out: Tokens) -> None:
+        filled = 0
+        for span in spans_of(start, start + len(out), self._bounds):
+            length = span.stop - span.start
+            out[filled : filled + length] = self._mapped(span.shard)[span.start : span.stop]
+            filled += length
+
+    def _mapped(self, shard: int) -> Tokens:
+        """All tokens of one shard; the array keeps its map alive by itself."""
+        with self._own_lock():
+            self._map_all(np.array([shard]))
+            return self._maps[shard]
+
+    def _map_all(self, shards: NDArray[np.int64]) -> None:
+        """Have these shards mapped, at most ``max_maps`` of them; the oldest others make room."""
+        wanted = [int(shard) for shard in shards]
+        missing = [shard for shard in wanted if shard not in self._maps]
+        num_surplus = len(self._maps) + len(missing) - self._max_maps
+        if num_surplus > 0:
+            kept = set(wanted)
+            self._retire([shard for shard in self._maps if shard not in kept][:num_surplus])
+        for shard in missing:
+            tokens = _map_tokens(self._locate(self._entries[shard]), self._entries[shard], self._dtype)
+            self._maps[shard] = tokens
+            address = int(tokens.__array_interface__["data"][0])
+            self._row_shift[shard] = (address - _VIEW_ADDRESS) // self._dtype.itemsize - self._bounds[shard]
+            self._ready_stop[shard] = self._bounds[shard + 1]  # last: another thread may look at any time
+
+    def _retire(self, shards: list[int]) -> None:
+        for shard in shards:
+            self._ready_stop[shard] = _NOT_READY
+        # Before the new generation is current, so that whoever still saw these shards ready holds the old one.
+        self._generation.retired = [self._maps.pop(shard) for shard in shards]
+        self._generation.next = _Generation()
+        self._generation = self._generation.next
+
+    def _own_lock(self) -> threading.RLock:
+        """The lock; in a forked child a new one, since a thread that no longer exists may hold the old."""
+        if self._owner_pid != os.getpid():
+            self._lock = threading.RLock()
+            self._owner_pid = os.getpid()
+        return self._lock
+
+    def _view(self, length: int) -> Tokens:
+        view = self._views.get(length)
+        if view is None:
+            if len(self._views) >= 16:  # a run uses one or two lengths; a loop over all of them must not fill memory
+                self._views = {}
+            view = self._views[length] = np.asarray(_AddressSpace(self._dtype, length))
+        return view
+
+
+class _AddressSpace:
+    """What NumPy needs to make the strided view over all addresses."""
+
+    def __init__(self, dtype: "np.dtype[Any]", length: int) -> None:
+        itemsize = dtype.itemsize
+        num_rows = (_ADDRESS_SPACE - _VIEW_ADDRESS) // itemsize - length
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (_VIEW_ADDRESS, True),
+            "typestr": dtype.str,
+            "shape": (num_rows, length),
+            "strides": (itemsize, itemsize),
+        }
+
+
+def _block_table(bounds: NDArray[np.int64]) -> tuple[int, NDArray[np.int32]]:
+    """Cut positions into equal blocks; say which shard holds the first token of each.
+
+    Returns:
+        Block size as a power of two, and the shards of the blocks. Half of the table is "no shard": a start that is
+        negative (NumPy counts from the end then) or beyond the last token finds that half, or none.
+    """
+    num_shards = len(bounds) - 1
+    total = int(bounds[-1])
+    largest = int(np.diff(bounds).max(initial=1))
+    block_bits = largest.bit_length() - 1
+    if largest != 1 << block_bits:
+        block_bits = max(0, block_bits - 6)  # a bound inside a block sends 1 window in 64 the slow way
+    while (total >> block_bits) >= _MAX_NUM_BLOCKS:
+        block_bits += 1
+    num_blocks = (total >> block_bits) + 1
+    table = np.full(2 * num_blocks, num_shards, dtype=np.int32)
+    firsts = np.minimum(np.arange(num_blocks, dtype=np.int64) << block_bits, max(total - 1, 0))
+    table[:num_blocks] = bounds.searchsorted(firsts, side="right") - 1
+    return block_bits, table
+
+
+def _map_tokens(path: str | os.PathLike[str], entry: ShardEntry, dtype: "np.dtype[Any]") -> Tokens:
+    try:
+        # Non-blocking: a pipe under a shard's name must not hang the reader.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{os.fspath(path)}: the shard is missing; run `shardstream verify` on the dataset") from error
+    except OSError as error:
+        raise StorageError(f"{os.fspath(path)}: cannot read the shard: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise IntegrityError(f"{os.fspath(path)}: not a regular file")
+        # Before the map: reading a map beyond the end of its file kills the process.
+        if problem := size_problem(entry, status.st_size):
+            raise IntegrityError(f"{os.fspath(path)}: {problem}; run `shardstream verify` on the dataset")
+        untracked = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        try:
+            mapped = mmap.mmap(descriptor, entry.file_bytes, access=mmap.ACCESS_READ, **untracked)
+        except OSError as error:
+            raise StorageError(f"{os.fspath(path)}: cannot map the shard: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    return np.frombuffer(mapped, dtype=dtype, count=entry.num_tokens, offset=entry.byte_offset)

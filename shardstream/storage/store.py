@@ -1,0 +1,326 @@
+"""Objects under one URI, on a local disk or behind any fsspec URL.
+
+A store knows names and bytes, nothing of datasets. The two kinds differ in what "durable" takes: a local file is
+written under a temporary name, fsynced, renamed, and its folder fsynced; an object store shows an object only when its
+upload is complete.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
+
+from shardstream.errors import FormatError, StorageError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_PARTIAL_SUFFIX: Final = ".partial"
+
+
+class Upload(Protocol):
+    """One object on its way: nobody sees it before :meth:`commit` returns."""
+
+    def write(self, data: memoryview) -> None:
+        """Add bytes."""
+
+    def commit(self) -> None:
+        """Make the object durable under its name, in place of what was there."""
+
+    def abort(self) -> None:
+        """Forget the object."""
+
+
+class Store(Protocol):
+    """Objects under one URI. Every failure is a StorageError that names the object."""
+
+    uri: str
+
+    def get(self, name: str, *, max_bytes: int) -> bytes:
+        """A whole object; more than ``max_bytes`` bytes of it are never read."""
+
+    def open(self, name: str) -> BinaryIO:
+        """An object, to be read from its beginning."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object, or None where there is none."""
+
+    def names(self) -> list[str]:
+        """Names of all objects, sorted; unfinished uploads are not among them."""
+
+    def create(self, name: str) -> Upload:
+        """Begin to write an object."""
+
+    def put(self, name: str, data: bytes, *, overwrite: bool) -> None:
+        """Write a whole object, atomically; without ``overwrite`` an object that exists is a StorageError."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is not there is no error."""
+
+    def delete_partials(self) -> None:
+        """Remove what uploads left that never came to their end; only for who holds the lock."""
+
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Hold a lock that dies with the process; a StorageError when another process holds it.
+
+        Object stores have none: there the conditional put of the manifest lets one writer win.
+        """
+
+
+def store_of(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Store:
+    """The store at a local path, a ``file://`` URL or any other URL that fsspec knows.
+
+    Args:
+        uri: Folder or URL prefix. Nothing is opened or created.
+        storage_options: Passed to the fsspec filesystem; credentials belong here or in the environment.
+    """
+    uri = os.fspath(uri)
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return LocalStore(uri)
+    if scheme in {"file", "local"}:
+        return LocalStore(rest)
+    return FsspecStore(uri, storage_options or {})
+
+
+@contextlib.contextmanager
+def _translated(action: str, where: object) -> Iterator[None]:
+    """The one place where an operating system's or a filesystem's error becomes ours."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{where}: cannot {action}: there is no such file") from error
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{where}: cannot {action}: {error.strerror or error}") from error
+
+
+class LocalStore:
+    """Files under a folder."""
+
+    def __init__(self, root: str) -> None:
+        self._root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would show links where the user named none
+        self.uri = os.fspath(self._root)
+        self._folders_inside: set[Path] = set()
+
+    def path(self, name: str, *, follow_links: bool) -> Path:
+        """Where an object lies.
+
+        Args:
+            name: Name of the object, or with ``follow_links`` any path, relative to the folder or absolute.
+            follow_links: Whether it may lie elsewhere; otherwise a link that leads out is a FormatError.
+        """
+        path = self._root / name
+        if not follow_links:
+            self._check_inside(path)
+        return path
+
+    def _check_inside(self, path: Path) -> None:
+        folder = path.parent
+        if folder not in self._folders_inside and folder.resolve().is_relative_to(self._root.resolve()):
+            self._folders_inside.add(folder)
+        if folder not in self._folders_inside or path.is_symlink():
+            raise FormatError(
+                f"{path}: a symbolic link where a shard should be; if you made it yourself, open the dataset with "
+                "trust_locations=True"
+            )
+
+    def get(self, name: str, *, max_bytes: int) -> bytes:
+        path = self._root / name
+        with _translated("read", path), path.open("rb") as file:
+            return file.read(max_bytes)
+
+    def open(self, name: str) -> BinaryIO:
+        path = self._root / name
+        with _translated("read", path):
+            return path.open("rb")
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self._root / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self) -> list[str]:
+        with _translated("list", self.uri):
+            files = [path for path in self._root.rglob("*") if not path.is_dir() and path.suffix != _PARTIAL_SUFFIX]
+        return sorted(path.relative_to(self._root).as_posix() for path in files)
+
+    def create(self, name: str) -> "_LocalUpload":
+        return _LocalUpload(self._root / name)
+
+    def put(self, name: str, data: bytes, *, overwrite: bool) -> None:
+        upload = self.create(name)
+        try:
+            upload.write(memoryview(data))
+            upload.commit(overwrite=overwrite)
+        except BaseException:
+            upload.abort()
+            raise
+
+    def delete(self, name: str) -> None:
+        path = self._root / name
+        with _translated("delete", path):
+            path.unlink(missing_ok=True)
+
+    def delete_partials(self) -> None:
+        for path in self._root.rglob(f".*{_PARTIAL_SUFFIX}"):
+            with _translated("delete", path):
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        from filelock import FileLock, Timeout  # noqa: PLC0415 - a reader never needs it
+
+        path = self._root / name
+        with _translated("create", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, blocking=False)
+        try:
+            with _translated("lock", path):
+                lock.acquire()
+        except Timeout as error:
+            raise StorageError(
+                f"{self.uri}: another process is writing here; wait until it ends, or choose another place"
+            ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            lock.release()
+            with contextlib.suppress(OSError):  # not empty: what it holds is still needed
+                path.parent.rmdir()
+
+
+class _LocalUpload:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")
+        with _translated("create", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("xb", buffering=0)
+
+    def write(self, data: memoryview) -> None:
+        with _translated("write", self._path):
+            while data:
+                data = data[self._file.write(data) :]
+
+    def commit(self, *, overwrite: bool = True) -> None:
+        with _translated("write", self._path):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if overwrite:
+                self._partial.replace(self._path)
+            else:
+                self._link()
+            _fsync_folder(self._path.parent)
+
+    def _link(self) -> None:
+        """Rename, unless the name is taken: a link fails then, where a rename would replace."""
+        try:
+            os.link(self._partial, self._path)
+        except FileExistsError as error:
+            raise StorageError(f"{self._path}: it exists already, and is left as it is") from error
+        self._partial.unlink()
+
+    def abort(self) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FsspecStore:
+    """Objects under a URL of any fsspec filesystem."""
+
+    def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
+        import fsspec  # noqa: PLC0415 - a local dataset never needs it
+
+        self.uri = uri.rstrip("/")
+        self._fs: AbstractFileSystem
+        self._fs, root = fsspec.core.url_to_fs(self.uri, **storage_options)
+        self._root = root.rstrip("/")
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _where(self, name: str) -> str:
+        return f"{self.uri}/{name}"
+
+    def get(self, name: str, *, max_bytes: int) -> bytes:
+        with _translated("read", self._where(name)):
+            data: bytes = self._fs.cat_file(self._path(name), start=0, end=max_bytes)
+        return data
+
+    def open(self, name: str) -> BinaryIO:
+        with _translated("read", self._where(name)):
+            file: BinaryIO = self._fs.open(self._path(name), "rb")
+        return file
+
+    def size(self, name: str) -> int | None:
+        self._fs.invalidate_cache()
+        try:
+            with _translated("read", self._where(name)):
+                return int(self._fs.info(self._path(name))["size"])
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+
+    def names(self) -> list[str]:
+        self._fs.invalidate_cache()
+        with _translated("list", self.uri):
+            return sorted(path[len(self._root) + 1 :] for path in self._fs.find(self._root))
+
+    def create(self, name: str) -> "_FsspecUpload":
+        return _FsspecUpload(self._fs, self._path(name), self._where(name))
+
+    def put(self, name: str, data: bytes, *, overwrite: bool) -> None:
+        try:
+            with _translated("write", self._where(name)):
+                self._fs.pipe_file(self._path(name), data, mode="overwrite" if overwrite else "create")
+        except StorageError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                raise StorageError(f"{self._where(name)}: it exists already, and is left as it is") from error
+            raise
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def delete_partials(self) -> None:
+        """Nothing to do: an object store shows no unfinished upload."""
+
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        del name
+        return contextlib.nullcontext()
+
+
+class _FsspecUpload:
+    def __init__(self, fs: "AbstractFileSystem", path: str, where: str) -> None:
+        self._fs, self._path, self._where = fs, path, where
+        with _translated("create", where):
+            # An error on the way must not leave a cut object under the final name, as close() alone would.
+            self._file = fs.open(path, "wb", autocommit=False)
+
+    def write(self, data: memoryview) -> None:
+        with _translated("write", self._where):
+            self._file.write(data)
+
+    def commit(self) -> None:
+        with _translated("write", self._where):
+            self._file.close()
+            self._file.commit()
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.discard()

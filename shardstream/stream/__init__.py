@@ -1,0 +1,1 @@
+"""Samples to device batches. torch begins here."""

@@ -1,0 +1,371 @@
+"""Token stream -> shards -> one manifest, exactly once, whatever happens on the way.
+
+A dataset exists if and only if its manifest does. Shards become durable one after the other, each is recorded in the
+journal, and the manifest comes last; so a crash at any moment leaves no dataset or the whole one, and a crashed run can
+be resumed from its last durable shard.
+"""
+
+import contextlib
+import operator
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.errors import ResumeError, StorageError
+from shardstream.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, TokenizerIdentity, dtype_of_vocab
+from shardstream.storage.store import store_of
+from shardstream.write.journal import LOCK_NAME, Journal, JournalHead, Progress, checksum_of_tokens
+from shardstream.write.shard_sequence import ShardSequence
+from shardstream.write.shard_writer import Block
+from shardstream.write.target import check_target, clear_target, has_journal, read_manifest, target_names
+from shardstream.write.token_array import token_arrays
+
+# 128 MiB of uint16, 256 MiB of uint32: 10^13 tokens make 150,000 shards, which a manifest holds easily; large enough
+# that requests and fsyncs do not count, small enough that the first batch from object storage does not wait long, that
+# a cache can hold the dozens that block shuffle mixes, and that a crash costs seconds. A power of two keeps shard
+# bounds, pages and blocks aligned.
+DEFAULT_SHARD_TOKENS: Final = 2**26
+
+_Integers: TypeAlias = NDArray[np.integer[Any]]
+
+
+class DatasetWriter:
+    """Writes one dataset. Use it in a ``with`` block: an exception inside publishes nothing.
+
+    Ids are checked as they come: one below 0 or not below ``vocab_size``, a float or a wrong shape is refused with its
+    position, and nothing of that call is written. One thread may use a writer.
+
+    Args:
+        uri: A local folder or any fsspec URL; empty, or not there yet.
+        vocab_size: Number of ids, 1 to 2**32. Up to 65,536 they are stored as uint16, else as uint32.
+        shard_tokens: Tokens of each shard but the last.
+        eos_id: The id that ends a document; :meth:`append_document` needs it.
+        tokenizer: Who made the ids: any of ``name``, ``sha256``, ``eos_id``, ``bos_id``, ``pad_id``.
+        metadata: Anything that JSON can say, kept in the manifest.
+        allow_eos_in_documents: Accept ``eos_id`` inside a document; otherwise it is refused, since a reader could not
+            tell it from the document's end.
+        overwrite: Replace the dataset, or the crashed run, that stands at ``uri``. Only files that its manifest or its
+            journal lists are deleted, and they are deleted at once.
+        resume: Go on after a crash. :attr:`num_tokens` and :attr:`num_documents` then say how much is safe: send
+            tokens again from position ``num_tokens`` on, or documents from document ``num_documents`` on; the writer
+            drops what is durable of that document already. Starts anew where nothing was begun, and accepts a dataset
+            that is complete, so that the same command can simply be run again.
+        storage_options: Passed to the fsspec filesystem.
+
+    Raises:
+        ValueError: An argument is out of range, or they contradict one another.
+        StorageError: The target is not empty, is being written by another process, or cannot be written.
+        ResumeError: The crashed run had other settings.
+    """
+
+    def __init__(
+        self,
+        uri: str | os.PathLike[str],
+        *,
+        vocab_size: int,
+        shard_tokens: int = DEFAULT_SHARD_TOKENS,
+        eos_id: int | None = None,
+        tokenizer: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        allow_eos_in_documents: bool = False,
+        overwrite: bool = False,
+        resume: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if overwrite and resume:
+            raise ValueError("overwrite and resume contradict one another: choose to replace or to continue")
+        self._vocab_size = operator.index(vocab_size)
+        self._dtype = dtype_of_vocab(self._vocab_size)
+        self._shard_tokens = operator.index(shard_tokens)
+        if self._shard_tokens < 1:
+            raise ValueError(f"shard_tokens is {shard_tokens}; wanted at least 1, such as {DEFAULT_SHARD_TOKENS}")
+        self._tokenizer = _tokenizer_identity(tokenizer, eos_id, self._vocab_size)
+        self._eos_id = self._tokenizer.eos_id if self._tokenizer else None
+        self._metadata = dict(metadata or {})
+        msgspec.json.encode(self._metadata)  # what JSON cannot say is refused now, not after the last token
+        self._allow_eos_in_documents = allow_eos_in_documents
+
+        self._store = store_of(uri, storage_options)
+        self._journal = Journal(self._store)
+        self._manifest: Manifest | None = None
+        self._failure: BaseException | None = None
+        self._is_closed = False
+        self._is_complete = False
+        self._num_tokens = 0
+        self._num_documents = 0
+        self._resumed = Progress()
+        with contextlib.ExitStack() as stack:
+            entries = self._claim_target(stack, overwrite=overwrite, resume=resume)
+            self._lock = stack.pop_all()
+        self._shards = ShardSequence(
+            self._store,
+            dtype=self._dtype,
+            shard_tokens=self._shard_tokens,
+            eos_id=self._eos_id,
+            entries=entries,
+            record=self._journal.record,
+        )
+
+    @property
+    def uri(self) -> str:
+        """Where the dataset is written."""
+        return self._store.uri
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the stream so far; right after ``resume=True``, those that are durable."""
+        return self._num_tokens
+
+    @property
+    def num_documents(self) -> int:
+        """Complete documents so far; right after ``resume=True``, those that are durable."""
+        return self._num_documents
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was published.
+
+        Raises:
+            ValueError: The writer is not closed yet, or publishes nothing because of an error.
+        """
+        if self._manifest is None:
+            raise ValueError(f"{self.uri}: nothing is published yet; the manifest is there after close()")
+        return self._manifest
+
+    def append(self, tokens: object) -> None:
+        """Continue the token stream.
+
+        Args:
+            tokens: 1-D integers: a list, a NumPy array of any width and byte order, a torch tensor on the CPU, an Arrow
+                array or chunked array, of ids or of lists of ids (which are joined).
+
+        Raises:
+            TypeError: Not integers.
+            ValueError: An id outside ``[0, vocab_size)``, or more than one dimension; the message names the position.
+            StorageError: The shards cannot be written.
+            ResumeError: The run being resumed stopped inside a document; send it again with :meth:`append_document`.
+        """
+        self._check_usable()
+        if self._resumed.document_tokens:
+            raise ResumeError(
+                f"{self._resumed.document_tokens} tokens of document {self._num_documents} are durable; "
+                "send that document again with append_document() before anything else"
+            )
+        pieces = list(token_arrays(tokens, self._num_tokens, flatten=True))
+        position = self._num_tokens
+        for piece in pieces:
+            self._check_ids(piece, position)
+            position += len(piece)
+        for piece in pieces:
+            self._write(piece, lambda _: Progress(num_documents=self._num_documents))
+
+    def append_document(self, tokens: object) -> None:
+        """Continue the token stream with a document and ``eos_id`` after it.
+
+        Args:
+            tokens: The document's ids without the final ``eos_id``, as for :meth:`append`; lists of lists are refused.
+
+        Raises:
+            TypeError: Not integers.
+            ValueError: As for :meth:`append`; or the document holds ``eos_id`` itself; or the writer has no ``eos_id``.
+            StorageError: The shards cannot be written.
+            ResumeError: This is not the document in which the run being resumed stopped.
+        """
+        self._check_usable()
+        if self._eos_id is None:
+            raise ValueError("append_document() needs an eos_id to end the document with; give one to DatasetWriter")
+        start = self._num_tokens - self._resumed.document_tokens
+        document = self._document_of(list(token_arrays(tokens, start, flatten=False)), start, self._eos_id)
+        num_durable = self._resumed.document_tokens
+        if num_durable:
+            self._resumed.check_document(document, self._dtype)
+        self._write(document[num_durable:], lambda n: self._progress_in(document, num_durable + n))
+        self._resumed = Progress()
+        self._num_documents += 1
+
+    def close(self) -> None:
+        """Make everything durable and publish the dataset. A second call does nothing.
+
+        Raises:
+            StorageError: Something could not be written; nothing is published, and ``resume=True`` goes on later.
+            ResumeError: The run being resumed stopped inside a document that was never sent again.
+        """
+        if self._is_closed:
+            return
+        try:
+            self._check_usable(to_publish=True)
+            self._manifest = self._publish()
+        except BaseException as error:
+            self._failure = self._failure or error
+            self._abandon()
+            raise
+        self._is_closed = True
+        self._lock.close()
+
+    def __enter__(self) -> "DatasetWriter":
+        """Nothing more than ``self``: the target was claimed by the constructor."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        """Publish, or after an exception publish nothing; durable shards stay for ``resume=True``."""
+        if error is None:
+            self.close()
+        elif not self._is_closed:
+            self._abandon()
+        return False
+
+    def _claim_target(self, stack: contextlib.ExitStack, *, overwrite: bool, resume: bool) -> list[ShardEntry]:
+        """Make the target ours for as long as ``stack`` is open; return the shards that are durable there."""
+        # Looked at before the lock too: a folder that is not ours is left without a trace.
+        check_target(self._store, target_names(self._store), overwrite=overwrite, resume=resume)
+        stack.enter_context(self._store.lock(LOCK_NAME))
+        names = target_names(self._store)
+        check_target(self._store, names, overwrite=overwrite, resume=resume)
+        self._store.delete_partials()
+        head = JournalHead(vocab_size=self._vocab_size, shard_tokens=self._shard_tokens, tokenizer=self._tokenizer)
+        if resume and MANIFEST_NAME in names:
+            return self._accept_complete(head)
+        if resume and has_journal(names):
+            return self._recover(head)
+        clear_target(self._store, names)
+        self._journal.begin(head)
+        return []
+
+    def _recover(self, head: JournalHead) -> list[ShardEntry]:
+        shards, self._resumed = self._journal.recover(head)
+        self._num_documents = self._resumed.num_documents
+        self._num_tokens = sum(shard.num_tokens for shard in shards)
+        return shards
+
+    def _accept_complete(self, head: JournalHead) -> list[ShardEntry]:
+        manifest = read_manifest(self._store)
+        for field in ("vocab_size", "shard_tokens", "tokenizer"):
+            before, now = getattr(manifest, field), getattr(head, field)
+            if before != now:
+                raise ResumeError(f"{self.uri}: the dataset is complete, with {field} {before!r}, not {now!r}")
+        self._is_complete = True
+        self._num_tokens, self._num_documents = manifest.num_tokens, manifest.num_documents
+        return list(manifest.shards)
+
+    def _check_usable(self, *, to_publish: bool = False) -> None:
+        if self._is_closed:
+            raise ValueError(f"{self.uri}: the writer is closed; the dataset is complete")
+        if self._failure is not None:
+            raise StorageError(
+                f"{self.uri}: the writer failed before and publishes nothing; resume=True goes on from the last "
+                "durable shard"
+            ) from self._failure
+        if to_publish and self._resumed.document_tokens:
+            raise ResumeError(
+                f"{self.uri}: document {self._num_documents} is durable in part only; send it again before close()"
+            )
+        if self._is_complete and not to_publish:
+            raise ResumeError(
+                f"{self.uri}: the dataset is complete with {self._num_tokens} tokens and {self._num_documents} "
+                "documents; nothing can follow"
+            )
+
+    def _check_ids(self, tokens: _Integers, position: int) -> None:
+        if not len(tokens):
+            return
+        low, high = int(tokens.min()), int(tokens.max())
+        if low >= 0 and high < self._vocab_size:
+            return
+        index = int(np.argmax((tokens < 0) | (tokens >= self._vocab_size)))
+        raise ValueError(
+            f"token at position {position + index} is {int(tokens[index])}; wanted 0 to {self._vocab_size - 1} "
+            f"(vocab_size is {self._vocab_size})"
+        )
+
+    def _document_of(self, pieces: list[_Integers], start: int, eos_id: int) -> Block:
+        """One array in the stored dtype: the ids, checked, and ``eos_id`` after them."""
+        document = np.empty(sum(map(len, pieces)) + 1, dtype=self._dtype)
+        fill = 0
+        for piece in pieces:
+            self._check_ids(piece, start + fill)
+            document[fill : fill + len(piece)] = piece
+            fill += len(piece)
+        document[fill] = eos_id
+        if not self._allow_eos_in_documents and (index := int(np.argmax(document == eos_id))) < fill:
+            raise ValueError(
+                f"token at position {start + index} is eos_id {eos_id}, inside document {self._num_documents}; leave it "
+                "out, since append_document() ends the document itself, or pass allow_eos_in_documents=True"
+            )
+        return document
+
+    def _progress_in(self, document: Block, num_written: int) -> Progress:
+        """Where the stream stands after the first ``num_written`` tokens of a document."""
+        if num_written == len(document):
+            return Progress(num_documents=self._num_documents + 1)
+        return Progress(
+            num_documents=self._num_documents,
+            document_tokens=num_written,
+            document_sha256=checksum_of_tokens(document[:num_written], self._dtype),
+        )
+
+    def _write(self, tokens: _Integers, progress_at: Callable[[int], Progress]) -> None:
+        try:
+            self._shards.write(tokens, progress_at)
+        except BaseException as error:  # KeyboardInterrupt too: part of the tokens may be in a block already
+            self._failure = error
+            raise
+        self._num_tokens += len(tokens)
+
+    def _publish(self) -> Manifest:
+        if self._is_complete:
+            manifest = read_manifest(self._store)
+        else:
+            self._shards.finish(Progress(num_documents=self._num_documents))
+            manifest = Manifest(
+                vocab_size=self._vocab_size,
+                shard_tokens=self._shard_tokens,
+                shards=tuple(self._shards.entries),
+                num_documents=self._num_documents,
+                tokenizer=self._tokenizer,
+                creator=creator(),
+                metadata=self._metadata,
+            )
+            self._store.put(MANIFEST_NAME, manifest.to_json(), overwrite=False)
+        self._journal.remove()
+        return manifest
+
+    def _abandon(self) -> None:
+        """Stop the threads and let the target go; what is durable stays for ``resume=True``."""
+        self._is_closed = True
+        self._shards.abandon()
+        if not self._shards.entries:
+            with contextlib.suppress(StorageError):  # the error that brought us here is the one to show
+                self._journal.remove()
+        self._lock.close()
+
+
+def creator() -> str:
+    """Who writes the manifest, for its ``creator`` field."""
+    return f"shardstream {version('shardstream')}"
+
+
+def _tokenizer_identity(
+    tokenizer: Mapping[str, Any] | None, eos_id: int | None, vocab_size: int
+) -> TokenizerIdentity | None:
+    fields = {name: value for name, value in dict(tokenizer or {}).items() if value is not None}
+    if eos_id is not None and fields.setdefault("eos_id", operator.index(eos_id)) != eos_id:
+        raise ValueError(f"eos_id is {eos_id}, but tokenizer['eos_id'] is {fields['eos_id']}; give it once")
+    if not fields:
+        return None
+    try:
+        identity = msgspec.convert(fields, TokenizerIdentity)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"tokenizer: {error}; wanted any of name, sha256, eos_id, bos_id, pad_id") from error
+    for name in ("eos_id", "bos_id", "pad_id"):
+        value = getattr(identity, name)
+        if value is not None and value >= vocab_size:
+            raise ValueError(f"{name} is {value}; wanted 0 to {vocab_size - 1} (vocab_size is {vocab_size})")
+    return identity

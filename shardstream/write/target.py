@@ -1,0 +1,99 @@
+"""May a dataset be written here? What stands there already, what of it is ours, and what may be deleted."""
+
+import re
+from typing import Final
+
+from shardstream.errors import FormatError, StorageError
+from shardstream.format.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
+from shardstream.storage.store import Store
+from shardstream.write.journal import JOURNAL_FOLDER, LOCK_NAME
+
+_SHARD_NAME: Final = re.compile(r"shard-\d{6,}\.bin")
+# The manifest that an overwrite is about to delete: after a crash in the middle, still the list of what is ours.
+_REPLACED_NAME: Final = f"{JOURNAL_FOLDER}/replaced.json"
+
+
+def target_names(store: Store) -> list[str]:
+    """What stands in the target; a lock alone is nothing."""
+    return [name for name in store.names() if name != LOCK_NAME]
+
+
+def has_journal(names: list[str]) -> bool:
+    """Whether a writer was, or is, at work here."""
+    return any(name.startswith(f"{JOURNAL_FOLDER}/") for name in names)
+
+
+def read_manifest(store: Store, name: str = MANIFEST_NAME) -> Manifest:
+    """The manifest in a store.
+
+    Raises:
+        StorageError: There is none.
+        FormatError: It breaks the specification.
+    """
+    data = store.get(name, max_bytes=MAX_MANIFEST_BYTES + 1)
+    return Manifest.parse(data, source=f"{store.uri}/{name}")
+
+
+def check_target(store: Store, names: list[str], *, overwrite: bool, resume: bool) -> None:
+    """Refuse a target that a writer with these wishes must not touch.
+
+    Args:
+        store: The target.
+        names: What :func:`target_names` says of it.
+        overwrite, resume: As for DatasetWriter.
+
+    Raises:
+        StorageError: It is not empty, and what it holds is not ours or not wished away; the message says what helps.
+    """
+    is_ours = MANIFEST_NAME in names or has_journal(names)
+    if not names or (resume and is_ours):
+        return
+    if overwrite and is_ours:
+        ours = set(names_of_ours(store, names))
+        if in_the_way := [name for name in names if _SHARD_NAME.fullmatch(name) and name not in ours]:
+            raise StorageError(
+                f"{store.uri}: {in_the_way[0]} has a name that a shard will take, but no manifest or journal of "
+                "shardstream lists it; move it away, or choose another place"
+            )
+        return
+    if MANIFEST_NAME in names:
+        holds = "a dataset: overwrite=True replaces it"
+    elif is_ours:
+        holds = "an unfinished dataset: resume=True continues it, overwrite=True starts again"
+    else:
+        holds = f"{len(names)} other files, such as {names[0]}: choose an empty place"
+    raise StorageError(f"{store.uri}: not empty, it holds {holds}")
+
+
+def names_of_ours(store: Store, names: list[str]) -> list[str]:
+    """What ``overwrite`` may delete: what a manifest or a journal of ours lists.
+
+    Raises:
+        StorageError: The manifest cannot be read, so what it lists is unknown.
+    """
+    ours = {name for name in names if name.startswith(f"{JOURNAL_FOLDER}/")}
+    if ours:
+        # A writer begins in an empty place only: where its journal is, files of its naming are its own.
+        ours |= {name for name in names if _SHARD_NAME.fullmatch(name)}
+    for manifest_name in (MANIFEST_NAME, _REPLACED_NAME):
+        if manifest_name in names:
+            try:
+                listed = {shard.name for shard in read_manifest(store, manifest_name).shards if not shard.location}
+            except FormatError as error:
+                raise StorageError(f"cannot tell which files are ours, so none is deleted: {error}") from error
+            ours |= {manifest_name, *listed.intersection(names)}
+    return sorted(ours)
+
+
+def clear_target(store: Store, names: list[str]) -> None:
+    """Delete what is ours. The caller holds the lock; a crash in the middle leaves the old dataset whole, or none, and
+    in both cases a target that can be overwritten.
+    """
+    ours = names_of_ours(store, names)
+    if MANIFEST_NAME in ours:
+        manifest = store.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+        store.put(_REPLACED_NAME, manifest, overwrite=True)
+        store.delete(MANIFEST_NAME)
+    for name in sorted(ours, key=lambda name: (name.startswith(f"{JOURNAL_FOLDER}/"), name == _REPLACED_NAME)):
+        store.delete(name)
+    store.delete(_REPLACED_NAME)
