@@ -32,7 +32,7 @@ class ShardTally:
         """Add the next tokens: 1-D, contiguous, in the stored dtype."""
         if not len(tokens):
             return
-        self._sha256.update(tokens.view(np.uint8))
+        self._sha256.update(tokens.data)
         self._num_tokens += len(tokens)
         self._num_bytes += tokens.nbytes
         low, high = int(tokens.min()), int(tokens.max())

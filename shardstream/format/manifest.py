@@ -47,7 +47,9 @@ def dtype_of_vocab(vocab_size: int) -> "np.dtype[np.unsignedinteger[Any]]":
         ValueError: ``vocab_size`` is not in ``[1, 2**32]``.
     """
     if not 1 <= vocab_size <= MAX_VOCAB_SIZE:
-        raise ValueError(f"vocab_size is {vocab_size}; wanted 1 to {MAX_VOCAB_SIZE}, the number of ids of the tokenizer")
+        raise ValueError(
+            f"vocab_size is {vocab_size}; wanted 1 to {MAX_VOCAB_SIZE}, the number of ids of the tokenizer"
+        )
     return np.dtype("<u2" if vocab_size <= _MAX_UINT16_VOCAB_SIZE else "<u4")
 
 
@@ -280,15 +282,13 @@ def _parse_rows(raw: msgspec.Raw) -> tuple[tuple[ShardEntry, ...], dict[str, dic
         shard = _decode(_ROW, msgspec.json.encode(known), where)
         if len(known) < len(row):
             shard_extra[shard.name] = {
-                name: _decode(_ANY, value, f"{where}.{name}")
-                for name, value in row.items()
-                if name not in known
+                name: _decode(_ANY, value, f"{where}.{name}") for name, value in row.items() if name not in known
             }
         shards.append(shard)
     return tuple(shards), shard_extra
 
 
-def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes | msgspec.Raw, field: str) -> Any:  # noqa: ANN401 - any JSON
+def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes | msgspec.Raw, field: str) -> Any:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -331,6 +331,10 @@ def _row_problem(shard: ShardEntry, itemsize: int, vocab_size: int, shard_tokens
         return f"min_token {shard.min_token} is above max_token {shard.max_token}"
     if shard.num_eos is not None and shard.num_eos > shard.num_tokens:
         return f"num_eos is {shard.num_eos}, more than its {shard.num_tokens} tokens"
+    return _place_problem(shard, itemsize)
+
+
+def _place_problem(shard: ShardEntry, itemsize: int) -> str | None:
     if shard.byte_offset and (shard.byte_offset % itemsize or shard.stored):
         return f"byte_offset is {shard.byte_offset}; wanted a multiple of {itemsize}, and none in a compressed shard"
     if len(shard.name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(shard.name) or shard.name.casefold() == MANIFEST_NAME:

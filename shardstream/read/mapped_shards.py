@@ -38,6 +38,8 @@ _MAX_GATHER_LENGTH: Final = 2**63 // _ADDRESS_SPACE - 1
 _VIEW_ADDRESS: Final = 4096
 # Entries of the block table, 4 bytes each, twice: its cost is bounded at 8 MiB for any dataset.
 _MAX_NUM_BLOCKS: Final = 2**20
+# A run uses one or two lengths of windows; a loop over all lengths must not fill memory.
+_MAX_NUM_VIEWS: Final = 16
 _NOT_READY: Final = np.iinfo(np.int64).min
 
 
@@ -114,18 +116,15 @@ class MappedShards:
             IntegrityError: A shard is missing, or has another size than the manifest says.
             StorageError: A shard cannot be read.
         """
-        generation = self._generation  # from here to the return, no map that was live can go away
+        generation = self._generation  # while it is held, no map that was live can go away
         rows = self._rows_if_ready(starts, length)
         if rows is None:
-            windows = np.empty((len(starts), length), self._dtype) if out is None else out
-            self._gather_slowly(starts, length, windows)
-        elif out is None:
-            windows = self._view(length)[rows]
-        else:
-            windows = out
-            windows[...] = self._view(length)[rows]
-        del generation
-        return windows
+            del generation  # this way holds the lock instead, and may need the descriptors of what it retires
+            return self._gather_slowly(starts, length, out)
+        if out is None:
+            return self._view(length)[rows]
+        out[...] = self._view(length)[rows]
+        return out
 
     def read(self, positions: range) -> Tokens:
         """Tokens at ``positions``, which lie within the dataset, as a new array of shape (len(positions),)."""
@@ -155,7 +154,7 @@ class MappedShards:
             return None
         return starts + self._row_shift.take(shards)
 
-    def _gather_slowly(self, starts: NDArray[np.int64], length: int, out: Tokens) -> None:
+    def _gather_slowly(self, starts: NDArray[np.int64], length: int, out: Tokens | None) -> Tokens:
         total = int(self._bounds[-1])
         is_outside = (starts < 0) | (starts > total - length)
         if is_outside.any():
@@ -164,6 +163,8 @@ class MappedShards:
                 f"window [{start}, {start + length}) does not lie within the dataset's {total} tokens; "
                 f"starts of windows of {length} tokens go from 0 to {total - length}"
             )
+        if out is None:
+            out = np.empty((len(starts), length), dtype=self._dtype)
         shards = self._bounds.searchsorted(starts, side="right") - 1
         is_whole = starts + length <= self._bounds[shards + 1]
         if length > _MAX_GATHER_LENGTH:
@@ -182,6 +183,7 @@ class MappedShards:
                     out[chosen] = view[starts[chosen] + self._row_shift[shards[chosen]]]
         for index in np.flatnonzero(~is_whole):
             self._read_span(int(starts[index]), out[index])
+        return out
 
     def _read_span(self, start: int, out: Tokens) -> None:
         filled = 0
@@ -229,7 +231,7 @@ class MappedShards:
     def _view(self, length: int) -> Tokens:
         view = self._views.get(length)
         if view is None:
-            if len(self._views) >= 16:  # a run uses one or two lengths; a loop over all of them must not fill memory
+            if len(self._views) == _MAX_NUM_VIEWS:
                 self._views = {}
             view = self._views[length] = np.asarray(_AddressSpace(self._dtype, length))
         return view
@@ -277,7 +279,9 @@ def _map_tokens(path: str | os.PathLike[str], entry: ShardEntry, dtype: "np.dtyp
         # Non-blocking: a pipe under a shard's name must not hang the reader.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise IntegrityError(f"{os.fspath(path)}: the shard is missing; run `shardstream verify` on the dataset") from error
+        raise IntegrityError(
+            f"{os.fspath(path)}: the shard is missing; run `shardstream verify` on the dataset"
+        ) from error
     except OSError as error:
         raise StorageError(f"{os.fspath(path)}: cannot read the shard: {error.strerror}") from error
     try:

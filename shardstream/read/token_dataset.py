@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,9 @@ from shardstream.format.integrity import content_problem, size_problem
 from shardstream.format.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardEntry
 from shardstream.read.mapped_shards import MappedShards, Tokens, max_open_maps
 from shardstream.storage.store import LocalStore, Store, store_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,8 @@ class TokenDataset:
         lengths = np.array([shard.num_tokens for shard in manifest.shards], dtype=np.int64)
         self._bounds = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         self._num_tokens = manifest.num_tokens
+        # Not a method of self: the cycle would keep the maps until the garbage collector comes by.
+        self._locate = partial(_local_path, store, trust_locations)
         self._shards = MappedShards(
             manifest.shards, self._bounds, manifest.dtype, self._locate, max_maps=max_open_maps()
         )
@@ -116,7 +122,7 @@ class TokenDataset:
         token: np.unsignedinteger[Any] = self._shards.read(range(position, position + 1))[0]
         return token
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: ANN401, FBT001 - NumPy's protocol
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001 - NumPy's protocol
         """All tokens as one array in memory; without this NumPy would ask for them one by one."""
         if copy is False:
             raise ValueError("a dataset lies in many files: an array of it is always a copy")
@@ -195,7 +201,7 @@ class TokenDataset:
         """Let go of all maps; a later read maps anew."""
         self._shards.close()
 
-    def __enter__(self) -> "TokenDataset":
+    def __enter__(self) -> "Self":
         """Nothing more than ``self``."""
         return self
 
@@ -208,14 +214,6 @@ class TokenDataset:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the place and the digest: the copy must find the same tokens."""
         return _reopen, (self.uri, self._trust_locations, self.manifest.digest)
-
-    def _locate(self, entry: ShardEntry) -> Path:
-        if not isinstance(self._store, LocalStore):
-            raise StorageError(
-                f"{self.uri}: tokens are read from local disks only so far; copy the dataset to one, "
-                "or check it where it is with `shardstream verify`"
-            )
-        return self._store.path(entry.location or entry.name, follow_links=self._trust_locations)
 
     def _problem_of(self, entry: ShardEntry) -> str | None:
         if isinstance(self._store, LocalStore):
@@ -253,7 +251,9 @@ def open_dataset(
     try:
         data = store.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES + 1)
     except StorageError as error:
-        raise StorageError(f"{error}; a dataset is a folder or URL with a {MANIFEST_NAME}, which its writer adds last") from error
+        raise StorageError(
+            f"{error}; a dataset is a folder or URL with a {MANIFEST_NAME}, which its writer adds last"
+        ) from error
     manifest = Manifest.parse(data, source=f"{store.uri}/{MANIFEST_NAME}")
     for shard in manifest.shards:
         if shard.location is not None and not trust_locations:
@@ -267,6 +267,15 @@ def open_dataset(
                 "reads raw shards only; install a newer one"
             )
     return TokenDataset(store, manifest, trust_locations=trust_locations)
+
+
+def _local_path(store: Store, trust_locations: bool, entry: ShardEntry) -> Path:  # noqa: FBT001 - bound once, in order
+    if not isinstance(store, LocalStore):
+        raise StorageError(
+            f"{store.uri}: tokens are read from local disks only so far; copy the dataset to one, "
+            "or check it where it is with `shardstream verify`"
+        )
+    return store.path(entry.location or entry.name, follow_links=trust_locations)
 
 
 def _reopen(uri: str, trust_locations: bool, digest: str) -> TokenDataset:  # noqa: FBT001 - called by pickle alone

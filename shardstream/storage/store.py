@@ -25,12 +25,15 @@ class Upload(Protocol):
 
     def write(self, data: memoryview) -> None:
         """Add bytes."""
+        ...
 
     def commit(self) -> None:
         """Make the object durable under its name, in place of what was there."""
+        ...
 
     def abort(self) -> None:
         """Forget the object."""
+        ...
 
 
 class Store(Protocol):
@@ -40,33 +43,42 @@ class Store(Protocol):
 
     def get(self, name: str, *, max_bytes: int) -> bytes:
         """A whole object; more than ``max_bytes`` bytes of it are never read."""
+        ...
 
     def open(self, name: str) -> BinaryIO:
         """An object, to be read from its beginning."""
+        ...
 
     def size(self, name: str) -> int | None:
         """Bytes of an object, or None where there is none."""
+        ...
 
     def names(self) -> list[str]:
         """Names of all objects, sorted; unfinished uploads are not among them."""
+        ...
 
     def create(self, name: str) -> Upload:
         """Begin to write an object."""
+        ...
 
     def put(self, name: str, data: bytes, *, overwrite: bool) -> None:
         """Write a whole object, atomically; without ``overwrite`` an object that exists is a StorageError."""
+        ...
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
+        ...
 
     def delete_partials(self) -> None:
         """Remove what uploads left that never came to their end; only for who holds the lock."""
+        ...
 
     def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Hold a lock that dies with the process; a StorageError when another process holds it.
 
         Object stores have none: there the conditional put of the manifest lets one writer win.
         """
+        ...
 
 
 def store_of(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Store:
@@ -145,9 +157,17 @@ class LocalStore:
             return None
 
     def names(self) -> list[str]:
-        with _translated("list", self.uri):
-            files = [path for path in self._root.rglob("*") if not path.is_dir() and path.suffix != _PARTIAL_SUFFIX]
+        files = [path for path in self._files() if path.suffix != _PARTIAL_SUFFIX]
         return sorted(path.relative_to(self._root).as_posix() for path in files)
+
+    def _files(self) -> list[Path]:
+        def fail(error: OSError) -> None:
+            raise error
+
+        if not self._root.is_dir():
+            return []
+        with _translated("list", self.uri):
+            return [Path(folder) / name for folder, _, names in os.walk(self._root, onerror=fail) for name in names]
 
     def create(self, name: str) -> "_LocalUpload":
         return _LocalUpload(self._root / name)
@@ -167,9 +187,10 @@ class LocalStore:
             path.unlink(missing_ok=True)
 
     def delete_partials(self) -> None:
-        for path in self._root.rglob(f".*{_PARTIAL_SUFFIX}"):
-            with _translated("delete", path):
-                path.unlink(missing_ok=True)
+        for path in self._files():
+            if path.suffix == _PARTIAL_SUFFIX and path.name.startswith("."):
+                with _translated("delete", path):
+                    path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -179,13 +200,13 @@ class LocalStore:
         with _translated("create", path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, blocking=False)
-        try:
-            with _translated("lock", path):
+        with _translated("lock", path):
+            try:
                 lock.acquire()
-        except Timeout as error:
-            raise StorageError(
-                f"{self.uri}: another process is writing here; wait until it ends, or choose another place"
-            ) from error
+            except Timeout as error:
+                raise StorageError(
+                    f"{self.uri}: another process is writing here; wait until it ends, or choose another place"
+                ) from error
         try:
             yield
         finally:

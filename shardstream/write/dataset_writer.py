@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -25,6 +25,9 @@ from shardstream.write.shard_sequence import ShardSequence
 from shardstream.write.shard_writer import Block
 from shardstream.write.target import check_target, clear_target, has_journal, read_manifest, target_names
 from shardstream.write.token_array import token_arrays
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # 128 MiB of uint16, 256 MiB of uint32: 10^13 tokens make 150,000 shards, which a manifest holds easily; large enough
 # that requests and fsyncs do not count, small enough that the first batch from object storage does not wait long, that
@@ -208,7 +211,7 @@ class DatasetWriter:
         self._is_closed = True
         self._lock.close()
 
-    def __enter__(self) -> "DatasetWriter":
+    def __enter__(self) -> "Self":
         """Nothing more than ``self``: the target was claimed by the constructor."""
         return self
 

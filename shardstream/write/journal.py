@@ -59,7 +59,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 
 def checksum_of_tokens(tokens: NDArray[np.integer[Any]], dtype: "np.dtype[np.unsignedinteger[Any]]") -> str:
     """Hex sha256 of tokens as they are stored."""
-    return hashlib.sha256(np.ascontiguousarray(tokens, dtype=dtype).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(tokens, dtype=dtype).data).hexdigest()
 
 
 class Journal:
@@ -122,7 +122,7 @@ def _record_name(index: int) -> str:
     return f"{JOURNAL_FOLDER}/{index:06d}.json"
 
 
-def _read(store: Store, name: str, type_: type[Any]) -> Any:  # noqa: ANN401 - an instance of type_
+def _read(store: Store, name: str, type_: type[Any]) -> Any:
     try:
         return msgspec.json.decode(store.get(name, max_bytes=_MAX_RECORD_BYTES), type=type_)
     except msgspec.DecodeError as error:

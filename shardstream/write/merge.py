@@ -87,5 +87,7 @@ def _check_same(manifest: Manifest, first: Manifest, where: str) -> None:
 def _moved(shard: ShardEntry, folder: str) -> ShardEntry:
     """The entry as seen from the merged manifest's folder."""
     if shard.location is not None:
-        raise FormatError(f"{folder}/{shard.name}: an adopted file; merge the files themselves with `shardstream adopt`")
+        raise FormatError(
+            f"{folder}/{shard.name}: an adopted file; merge the files themselves with `shardstream adopt`"
+        )
     return msgspec.structs.replace(shard, name=f"{folder}/{shard.name}")

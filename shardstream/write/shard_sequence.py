@@ -102,7 +102,9 @@ class ShardSequence:
     def _new_shard(self) -> ShardWriter:
         index = len(self.entries) + (self._finishing is not None)
         if index == _MAX_NUM_SHARDS:
-            raise StorageError(f"{self._store.uri}: {index} shards, and a manifest lists no more; use larger shard_tokens")
+            raise StorageError(
+                f"{self._store.uri}: {index} shards, and a manifest lists no more; use larger shard_tokens"
+            )
         name = f"shard-{index:06d}.bin"
         return ShardWriter(self._store.create(name), name, eos_id=self._eos_id, pool=self._pool)
 

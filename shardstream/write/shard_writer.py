@@ -9,7 +9,7 @@ already being filled. Memory is a handful of blocks, whatever the size of a shar
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from shardstream.format.manifest import ShardEntry
 from shardstream.storage.store import Upload
 
 Block: TypeAlias = NDArray[np.unsignedinteger[Any]]
+_Argument = TypeVar("_Argument")
 
 # Multiples of 2 MiB let the page cache keep a fresh shard in huge pages, which makes random reads of it 1.4 times as
 # fast; above 4 MiB blocks leave the processor's cache between fill, hash and write.
@@ -104,22 +105,22 @@ class ShardWriter:
         while item := self._blocks.get():
             block, num_tokens = item
             if self.error is None:
-                self._attempt(lambda tokens=block[:num_tokens]: self._write_tokens(tokens))
+                self._attempt(self._write_tokens, block[:num_tokens])
             self._pool.give_back(block)
         if self.error is None and self._publish is not None:
-            self._attempt(lambda publish=self._publish: self._commit(publish))
+            self._attempt(self._commit, self._publish)
         if self.error is not None or self._publish is None:
             self._upload.abort()
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, action: Callable[[_Argument], None], argument: _Argument) -> None:
         try:
-            action()
+            action(argument)
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread, by DatasetWriter
             self.error = error
 
     def _write_tokens(self, tokens: Block) -> None:
         self._tally.update(tokens)
-        self._upload.write(memoryview(tokens).cast("B"))
+        self._upload.write(tokens.data.cast("B"))
 
     def _commit(self, publish: Callable[[ShardEntry], None]) -> None:
         self._upload.commit()

@@ -86,8 +86,9 @@ def names_of_ours(store: Store, names: list[str]) -> list[str]:
 
 
 def clear_target(store: Store, names: list[str]) -> None:
-    """Delete what is ours. The caller holds the lock; a crash in the middle leaves the old dataset whole, or none, and
-    in both cases a target that can be overwritten.
+    """Delete what is ours; the caller holds the lock.
+
+    A crash in the middle leaves the old dataset whole, or none, and in both cases a target that can be overwritten.
     """
     ours = names_of_ours(store, names)
     if MANIFEST_NAME in ours:

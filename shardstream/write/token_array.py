@@ -54,7 +54,7 @@ def _not_integers(array: NDArray[Any], tokens: object, position: int) -> Excepti
     return TypeError(f"tokens at position {position}: got dtype {array.dtype}, wanted an integer dtype")
 
 
-def _arrow_arrays(tokens: Any, position: int, *, flatten: bool) -> Iterator[NDArray[np.integer[Any]]]:  # noqa: ANN401 - pyarrow is imported only here
+def _arrow_arrays(tokens: Any, position: int, *, flatten: bool) -> Iterator[NDArray[np.integer[Any]]]:
     import pyarrow as pa  # noqa: PLC0415 - 0.1 s and 100 MB that only its users pay
 
     for chunk in tokens.chunks if isinstance(tokens, pa.ChunkedArray) else [tokens]:
@@ -75,7 +75,8 @@ def _arrow_arrays(tokens: Any, position: int, *, flatten: bool) -> Iterator[NDAr
             yield array.to_numpy(zero_copy_only=False)
 
 
-def _is_list(arrow_type: Any) -> bool:  # noqa: ANN401
+def _is_list(arrow_type: Any) -> bool:
     import pyarrow as pa  # noqa: PLC0415
 
-    return pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type)
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(arrow_type) for is_kind in kinds)

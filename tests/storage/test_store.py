@@ -1,0 +1,173 @@
+"""Laws that every store obeys, and what only a disk can do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shardstream.errors import FormatError, StorageError
+from shardstream.storage.store import FsspecStore, LocalStore, Store, store_of
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind."""
+    return store_of(tmp_path / "store" if request.param == "local" else f"memory://{tmp_path}/store")
+
+
+class TestEveryStore:
+    """One suite of laws; every kind of store runs it."""
+
+    def test_what_is_put_can_be_got(self, store: Store) -> None:
+        """An object comes back byte for byte, as a whole and as a file, also from a subfolder."""
+        store.put("a/b.bin", b"hello", overwrite=False)
+
+        assert store.get("a/b.bin", max_bytes=100) == b"hello"
+        assert store.size("a/b.bin") == 5
+        with store.open("a/b.bin") as file:
+            assert file.read() == b"hello"
+
+    def test_get_reads_no_more_than_asked(self, store: Store) -> None:
+        """A larger object is cut at max_bytes."""
+        store.put("large", b"x" * 1000, overwrite=False)
+
+        assert store.get("large", max_bytes=10) == b"x" * 10
+
+    def test_a_missing_object(self, store: Store) -> None:
+        """A missing object has no size, is not deleted with an error, and reading it names it."""
+        assert store.size("none") is None
+        store.delete("none")
+        with pytest.raises(StorageError, match="store/none: cannot read: there is no such file"):
+            store.get("none", max_bytes=1)
+        with pytest.raises(StorageError, match="store/none: cannot read: there is no such file"):
+            store.open("none")
+
+    def test_names_are_sorted_and_relative(self, store: Store) -> None:
+        """All objects are listed, sorted, relative to the store; an empty or absent store lists none."""
+        assert store.names() == []
+        for name in ("b", "a/c", "a/b"):
+            store.put(name, b"", overwrite=False)
+
+        assert store.names() == ["a/b", "a/c", "b"]
+        store.delete("a/b")
+        assert store.names() == ["a/c", "b"]
+
+    def test_put_replaces_only_when_told(self, store: Store) -> None:
+        """Without overwrite an object that exists is left as it is; with it, it is replaced."""
+        store.put("one", b"1", overwrite=False)
+        with pytest.raises(StorageError, match="store/one: it exists already, and is left as it is"):
+            store.put("one", b"2", overwrite=False)
+        assert store.get("one", max_bytes=9) == b"1"
+
+        store.put("one", b"3", overwrite=True)
+
+        assert store.get("one", max_bytes=9) == b"3"
+        assert store.names() == ["one"]
+
+    def test_an_upload_appears_when_it_is_committed(self, store: Store) -> None:
+        """Blocks written one by one are one object after the commit."""
+        upload = store.create("big")
+        upload.write(memoryview(b"abc"))
+        upload.write(memoryview(b"def"))
+        upload.commit()
+
+        assert store.get("big", max_bytes=9) == b"abcdef"
+        assert store.names() == ["big"]
+
+    def test_an_aborted_upload_keeps_what_was_there(self, store: Store) -> None:
+        """An upload that is given up, even twice, leaves no new name."""
+        upload = store.create("gone")
+        upload.write(memoryview(b"abc"))
+        upload.abort()
+        upload.abort()
+        store.delete_partials()
+
+        if isinstance(store, LocalStore):  # fsspec's memory filesystem shows files from their creation on
+            assert store.names() == []
+
+    def test_a_store_without_a_lock_or_with_a_free_one_lets_in(self, store: Store) -> None:
+        """A lock that nobody holds is had at once, again and again."""
+        for _ in range(2):
+            with store.lock("journal/lock"):
+                pass
+
+        assert store.names() == []
+
+
+def test_uris_choose_the_store(tmp_path: Path) -> None:
+    """Paths and file URLs are local, other URLs are fsspec's."""
+    assert isinstance(store_of(tmp_path), LocalStore)
+    assert isinstance(store_of("relative/path"), LocalStore)
+    assert store_of("relative/path").uri == f"{Path.cwd()}/relative/path"
+    assert isinstance(store_of(f"file://{tmp_path}"), LocalStore)
+    assert isinstance(store_of("memory://x"), FsspecStore)
+
+
+def test_no_storage_option_shows_in_a_repr() -> None:
+    """Promise 21: credentials in storage options are in no repr of the store."""
+    assert "hunter2" not in repr(store_of("memory://x", {"secret": "hunter2"}))
+    assert "hunter2" not in repr(vars(store_of("memory://x", {"secret": "hunter2"})).get("uri"))
+
+
+def test_partial_files_are_not_listed_and_can_be_swept(tmp_path: Path) -> None:
+    """What a killed upload leaves is no object, and goes with delete_partials."""
+    store = LocalStore(str(tmp_path))
+    upload = store.create("shard")
+    upload.write(memoryview(b"abc"))
+
+    assert store.names() == []
+    assert len(list(tmp_path.iterdir())) == 1
+    store.delete_partials()
+    assert list(tmp_path.iterdir()) == []
+    upload.abort()
+
+
+def test_a_lock_held_by_another_process_is_refused_and_dies_with_it(tmp_path: Path) -> None:
+    """While another process holds the lock it is refused; once that process is killed it is free."""
+    script = f"""
+import sys, time
+from shardstream.storage.store import LocalStore
+with LocalStore({str(tmp_path)!r}).lock("journal/lock"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with (
+            pytest.raises(StorageError, match="another process is writing here"),
+            LocalStore(str(tmp_path)).lock("journal/lock"),
+        ):
+            raise AssertionError
+        process.kill()
+        process.wait()
+    with LocalStore(str(tmp_path)).lock("journal/lock"):
+        pass
+
+
+def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    """A file or a folder that is a link out of the store is a FormatError, unless links are followed."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret").write_bytes(b"s")
+    (tmp_path / "inside/sub").mkdir(parents=True)
+    (tmp_path / "inside/file").symlink_to(tmp_path / "outside/secret")
+    (tmp_path / "inside/folder").symlink_to(tmp_path / "outside")
+    store = LocalStore(str(tmp_path / "inside"))
+
+    for name in ("file", "folder/secret"):
+        with pytest.raises(FormatError, match=f"{name}: a symbolic link .* trust_locations=True"):
+            store.path(name, follow_links=False)
+        assert store.path(name, follow_links=True).read_bytes() == b"s"
+    assert store.path("sub/plain", follow_links=False) == tmp_path / "inside/sub/plain"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """Where a file stands in the way of a folder, the error names the object."""
+    (tmp_path / "file").write_bytes(b"")
+    store = LocalStore(str(tmp_path / "file"))
+
+    with pytest.raises(StorageError, match="file/x: cannot create"):
+        store.put("x", b"", overwrite=True)
+    with pytest.raises(StorageError, match="cannot create"), store.lock("journal/lock"):
+        raise AssertionError

@@ -1,0 +1,35 @@
+"""The public names as a user's type checker sees them; checked, never run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import shardstream
+
+with shardstream.DatasetWriter(Path("dataset"), vocab_size=50257, eos_id=50256, tokenizer={"name": "gpt2"}) as writer:
+    writer.append([1, 2, 3])
+    writer.append(np.arange(3))
+    writer.append(torch.arange(3))
+    writer.append_document([1, 2])
+    durable: int = writer.num_tokens + writer.num_documents
+manifest: shardstream.Manifest = writer.manifest
+digest: str = manifest.digest
+name: str = manifest.shards[0].name
+
+dataset: shardstream.TokenDataset = shardstream.open("dataset", storage_options={"anon": True})
+length: int = len(dataset)
+token: np.unsignedinteger[Any] = dataset[5]
+tokens: NDArray[np.unsignedinteger[Any]] = dataset[10:20]
+windows: NDArray[np.unsignedinteger[Any]] = dataset.windows(np.arange(4), 8)
+windows = dataset.windows([1, 2, 3], 8, out=windows)
+is_ok: bool = dataset.verify(num_threads=2, progress=lambda entry: entry.num_bytes).ok
+
+inputs, targets = shardstream.get_batch(dataset, 4, 8, "cpu", generator=torch.Generator(), vocab_size=50257)
+inputs, targets = shardstream.get_batch(np.arange(100, dtype=np.int32), 4, 8)
+shape: torch.Size = inputs.shape
+
+merged: shardstream.Manifest = shardstream.merge(["all/part-0", Path("all/part-1")], "all", overwrite=True)
+error: type[shardstream.ShardstreamError] = shardstream.errors.FormatError

@@ -1,0 +1,537 @@
+"""The writer: what it takes, what it refuses, and what is there after anything that can happen."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import shardstream
+from shardstream import DatasetWriter, ResumeError, StorageError
+from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS
+
+KILLED_WRITER = Path(__file__).with_name("killed_writer.py")
+EOS = 99
+
+documents_strategy = st.lists(st.lists(st.integers(0, EOS - 1), max_size=12), max_size=12)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def write_documents(uri: Any, documents: list[list[int]], **options: Any) -> shardstream.Manifest:
+    with DatasetWriter(uri, vocab_size=100, eos_id=EOS, **options) as writer:
+        for document in documents[writer.num_documents :]:
+            writer.append_document(document)
+    return writer.manifest
+
+
+@settings(max_examples=40)
+@given(
+    pieces=st.lists(st.lists(st.integers(0, 99_999), max_size=30), max_size=10),
+    shard_tokens=st.integers(1, 17),
+    vocab_size=st.sampled_from([100_000, 65_536, 65_537]),
+)
+def test_what_is_appended_is_what_is_read(pieces, shard_tokens, vocab_size, tmp_path_factory) -> None:
+    """Any pieces, cut into shards of any size, come back as their concatenation, with true statistics."""
+    folder = tmp_path_factory.mktemp("dataset")
+    pieces = [[token % vocab_size for token in piece] for piece in pieces]
+    expected = [token for piece in pieces for token in piece]
+    with DatasetWriter(folder, vocab_size=vocab_size, shard_tokens=shard_tokens, tokenizer={"eos_id": 7}) as writer:
+        for piece in pieces:
+            writer.append(piece)
+            assert writer.num_tokens <= len(expected)
+    dataset = shardstream.open(folder)
+
+    assert dataset[:].tolist() == expected
+    assert dataset.dtype == (np.uint16 if vocab_size <= 65_536 else np.uint32)
+    assert dataset.verify().ok
+    for index, shard in enumerate(dataset.manifest.shards):
+        tokens = expected[index * shard_tokens : (index + 1) * shard_tokens]
+        assert (min(tokens), max(tokens), tokens.count(7)) == (shard.min_token, shard.max_token, shard.num_eos)
+    assert names_in(folder) == {"manifest.json", *(shard.name for shard in dataset.manifest.shards)}
+
+
+def test_shards_are_what_memmap_reads(tmp_path: Path) -> None:
+    """A shard is raw little-endian ids and nothing else."""
+    with DatasetWriter(tmp_path, vocab_size=2**17, shard_tokens=4) as writer:
+        writer.append([1, 2, 70_000, 3, 4])
+
+    np.testing.assert_array_equal([1, 2, 70_000, 3], np.memmap(tmp_path / "shard-000000.bin", "<u4", mode="r"))
+    assert (tmp_path / "shard-000001.bin").read_bytes() == b"\x04\0\0\0"
+
+
+def test_documents_end_with_eos_and_are_counted(tmp_path: Path) -> None:
+    """append_document adds eos_id after each document, the empty one too, and counts it."""
+    manifest = write_documents(tmp_path, [[1, 2], [], [3]], shard_tokens=4, tokenizer={"name": "t"}, metadata={"a": 1})
+
+    assert shardstream.open(tmp_path)[:].tolist() == [1, 2, EOS, EOS, 3, EOS]
+    assert manifest.num_documents == 3
+    assert [shard.num_eos for shard in manifest.shards] == [2, 1]
+    assert manifest.tokenizer == shardstream.TokenizerIdentity(name="t", eos_id=EOS)
+    assert manifest.metadata == {"a": 1}
+    assert manifest.creator.startswith("shardstream ")
+
+
+def test_the_default_shard_is_a_power_of_two() -> None:
+    """The default shard size is a power of two."""
+    assert DEFAULT_SHARD_TOKENS & (DEFAULT_SHARD_TOKENS - 1) == 0
+
+
+def test_a_shard_of_many_blocks(tmp_path: Path) -> None:
+    """Shards larger than a block, in pieces that fit neither, are whole."""
+    tokens = np.random.default_rng(0).integers(0, 60_000, 5_500_001)
+    with DatasetWriter(tmp_path, vocab_size=60_000, shard_tokens=2**22 + 5) as writer:
+        for start in range(0, len(tokens), 1_234_567):
+            writer.append(tokens[start : start + 1_234_567])
+
+    dataset = shardstream.open(tmp_path)
+    np.testing.assert_array_equal(tokens, dataset[:])
+    assert dataset.verify().ok
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([5, 100], r"token at position 4 is 100; wanted 0 to 99 \(vocab_size is 100\)"),
+        (np.array([5, 2**16 + 3]), "token at position 4 is 65539"),
+        ([-1], "token at position 3 is -1"),
+        (np.array([0, -7], np.int8), "token at position 4 is -7"),
+    ],
+)
+def test_an_id_outside_the_vocabulary_is_refused_and_nothing_of_the_call_is_written(tokens, message, tmp_path) -> None:
+    """Promise 4: an id below 0 or not below vocab_size names its position, wraps nowhere, and harms nothing before it."""
+    with DatasetWriter(tmp_path, vocab_size=100, shard_tokens=2, eos_id=EOS) as writer:
+        writer.append([1, 2, 3])
+        for append in (writer.append, writer.append_document):
+            with pytest.raises(ValueError, match=message):
+                append(tokens)
+        assert writer.num_tokens == 3
+        writer.append([4])
+
+    assert shardstream.open(tmp_path)[:].tolist() == [1, 2, 3, 4]
+
+
+def test_eos_inside_a_document_is_refused_unless_allowed(tmp_path: Path) -> None:
+    """A document that holds eos_id is refused with its position, or taken when that was asked for."""
+    with (
+        DatasetWriter(tmp_path / "a", vocab_size=100, eos_id=EOS) as writer,
+        pytest.raises(
+            ValueError, match="token at position 1 is eos_id 99, inside document 0; .*allow_eos_in_documents"
+        ),
+    ):
+        writer.append_document([1, EOS, 2])
+    with DatasetWriter(tmp_path / "b", vocab_size=100, eos_id=EOS, allow_eos_in_documents=True) as writer:
+        writer.append_document([1, EOS, 2])
+
+    assert shardstream.open(tmp_path / "b")[:].tolist() == [1, EOS, 2, EOS]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"vocab_size": 0}, ValueError, "vocab_size is 0; wanted 1 to 4294967296"),
+        ({"vocab_size": 2**32 + 1}, ValueError, "vocab_size is 4294967297"),
+        ({"vocab_size": 1.5}, TypeError, "float"),
+        ({"shard_tokens": 0}, ValueError, "shard_tokens is 0; wanted at least 1"),
+        ({"eos_id": 100}, ValueError, "eos_id is 100; wanted 0 to 99"),
+        ({"eos_id": -1}, ValueError, "eos_id"),
+        ({"eos_id": 1, "tokenizer": {"eos_id": 2}}, ValueError, r"eos_id is 1, but tokenizer\['eos_id'\] is 2"),
+        ({"tokenizer": {"pad_id": 100}}, ValueError, "pad_id is 100"),
+        ({"tokenizer": {"nom": "gpt2"}}, ValueError, "nom.*wanted any of name, sha256"),
+        ({"tokenizer": {"sha256": "xyz"}}, ValueError, "sha256"),
+        ({"metadata": {"a": object()}}, TypeError, "object"),
+        ({"overwrite": True, "resume": True}, ValueError, "overwrite and resume contradict"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_touched(options, error, message, tmp_path) -> None:
+    """A wrong argument raises at once and creates nothing."""
+    with pytest.raises(error, match=message):
+        DatasetWriter(tmp_path / "dataset", **{"vocab_size": 100, **options})
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_append_document_needs_an_eos_id(tmp_path: Path) -> None:
+    """Without eos_id, documents cannot be ended and are refused."""
+    with DatasetWriter(tmp_path, vocab_size=100) as writer, pytest.raises(ValueError, match="needs an eos_id"):
+        writer.append_document([1])
+
+
+def test_an_exception_publishes_nothing_and_keeps_what_is_durable(tmp_path: Path) -> None:
+    """An exception inside the ``with`` block leaves no dataset; resume=True goes on from the durable shards."""
+    documents = [[token] * 5 for token in range(8)]
+    with (
+        pytest.raises(KeyboardInterrupt),
+        DatasetWriter(tmp_path, vocab_size=100, shard_tokens=8, eos_id=EOS) as writer,
+    ):
+        for document in documents[:6]:
+            writer.append_document(document)
+        raise KeyboardInterrupt
+    with pytest.raises(StorageError, match="no such file"):
+        shardstream.open(tmp_path)
+    with pytest.raises(ValueError, match="nothing is published yet"):
+        writer.manifest  # noqa: B018 - the property raises
+    with pytest.raises(StorageError, match="an unfinished dataset: resume=True continues it, overwrite=True starts"):
+        DatasetWriter(tmp_path, vocab_size=100)
+
+    resumed = DatasetWriter(tmp_path, vocab_size=100, shard_tokens=8, eos_id=EOS, resume=True)
+    assert (resumed.num_tokens, resumed.num_documents) == (32, 5)
+    for document in documents[resumed.num_documents :]:
+        resumed.append_document(document)
+    resumed.close()
+    assert resumed.manifest.digest == write_documents(tmp_path.with_name("never"), documents, shard_tokens=8).digest
+
+
+def test_an_exception_before_the_first_shard_leaves_an_empty_place(tmp_path: Path) -> None:
+    """Where nothing became durable, nothing is left behind, and a new writer may begin."""
+    with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path, vocab_size=100) as writer:
+        writer.append([1, 2])
+        raise ZeroDivisionError
+
+    assert names_in(tmp_path) == set()
+    assert write_documents(tmp_path, [[1]]).num_tokens == 2
+
+
+@settings(max_examples=40)
+@given(documents=documents_strategy, shard_tokens=st.integers(1, 9), data=st.data())
+def test_resumed_at_any_document_the_digest_is_the_same(documents, shard_tokens, data, tmp_path_factory) -> None:
+    """Promise 14: stopped after any documents and resumed, the dataset is byte for byte that of a run never stopped."""
+    folder = tmp_path_factory.mktemp("dataset")
+    stop = data.draw(st.integers(0, len(documents)))
+    with (
+        pytest.raises(ZeroDivisionError),
+        DatasetWriter(folder / "a", vocab_size=100, eos_id=EOS, shard_tokens=shard_tokens) as writer,
+    ):
+        for document in documents[:stop]:
+            writer.append_document(document)
+        raise ZeroDivisionError
+    resumed = write_documents(folder / "a", documents, shard_tokens=shard_tokens, resume=True)
+    whole = write_documents(folder / "b", documents, shard_tokens=shard_tokens)
+
+    assert resumed == whole
+    assert shardstream.open(folder / "a").verify().ok
+
+
+@settings(max_examples=25)
+@given(tokens=st.lists(st.integers(0, 99), max_size=60), stop=st.integers(0, 60))
+def test_a_resumed_stream_goes_on_at_num_tokens(tokens, stop, tmp_path_factory) -> None:
+    """Without documents, sending from position num_tokens on ends in the same digest."""
+    folder = tmp_path_factory.mktemp("dataset")
+    with pytest.raises(ZeroDivisionError), DatasetWriter(folder / "a", vocab_size=100, shard_tokens=7) as writer:
+        writer.append(tokens[:stop])
+        raise ZeroDivisionError
+    with DatasetWriter(folder / "a", vocab_size=100, shard_tokens=7, resume=True) as resumed:
+        resumed.append(tokens[resumed.num_tokens :])
+    with DatasetWriter(folder / "b", vocab_size=100, shard_tokens=7) as whole:
+        whole.append(tokens)
+
+    assert resumed.manifest == whole.manifest
+
+
+def stopped_in_a_document(folder: Path) -> None:
+    """A run that ended with 8 durable tokens: document 0, and 4 of the 9 tokens of document 1."""
+    with pytest.raises(ZeroDivisionError), DatasetWriter(folder, vocab_size=100, eos_id=EOS, shard_tokens=8) as writer:
+        writer.append_document([1, 2, 3])
+        writer.append_document([11, 12, 13, 14, 15, 16])
+        raise ZeroDivisionError
+
+
+def test_a_resumed_run_drops_what_is_durable_of_the_document_sent_again(tmp_path: Path) -> None:
+    """The document in which a run stopped is sent whole again, and its durable tokens are not doubled."""
+    stopped_in_a_document(tmp_path)
+    with DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=8, resume=True) as writer:
+        assert (writer.num_tokens, writer.num_documents) == (8, 1)
+        writer.append_document([11, 12, 13, 14, 15, 16])
+        assert (writer.num_tokens, writer.num_documents) == (11, 2)
+
+    assert shardstream.open(tmp_path)[:].tolist() == [1, 2, 3, EOS, 11, 12, 13, 14, 15, 16, EOS]
+
+
+@pytest.mark.parametrize("document", [[11, 12, 13, 7, 15, 16], [11], []])
+def test_another_document_than_the_one_that_was_cut_is_refused(document: list[int], tmp_path: Path) -> None:
+    """A changed or shortened document cannot continue the durable half of the old one."""
+    stopped_in_a_document(tmp_path)
+    writer = DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=8, resume=True)
+
+    with pytest.raises(ResumeError, match="document 1 is not the one whose first 4 tokens are durable"):
+        writer.append_document(document)
+    with pytest.raises(ResumeError, match=r"4 tokens of document 1 are durable; send that document again"):
+        writer.append([1])
+    with pytest.raises(ResumeError, match="document 1 is durable in part only; send it again before close"):
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 101}, "vocab_size was 100 when this dataset was begun and is 101 now"),
+        ({"shard_tokens": 9}, "shard_tokens was 8"),
+        ({"eos_id": 98}, "tokenizer was .*eos_id=99.* and is .*eos_id=98"),
+        ({"tokenizer": {"name": "gpt2"}}, "tokenizer was"),
+    ],
+)
+def test_a_run_with_other_settings_cannot_resume(options, message, tmp_path: Path) -> None:
+    """Resuming with other settings, unfinished or complete, names the one that differs."""
+    stopped_in_a_document(tmp_path)
+    settings_ = {"vocab_size": 100, "eos_id": EOS, "shard_tokens": 8, "resume": True}
+    with pytest.raises(ResumeError, match=message):
+        DatasetWriter(tmp_path, **{**settings_, **options})
+    write_documents(tmp_path, [[1, 2, 3], [11, 12, 13, 14, 15, 16]], shard_tokens=8, resume=True)
+    with pytest.raises(ResumeError, match="the dataset is complete, with"):
+        DatasetWriter(tmp_path, **{**settings_, **options})
+
+
+def test_resuming_a_complete_dataset_changes_nothing(tmp_path: Path) -> None:
+    """The same command may be run again after it ended: nothing is sent, nothing changes; more is refused."""
+    documents = [[1, 2, 3], [4]]
+    first = write_documents(tmp_path, documents, shard_tokens=4, resume=True)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    assert write_documents(tmp_path, documents, shard_tokens=4, resume=True) == first
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    writer = DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=4, resume=True)
+    with pytest.raises(ResumeError, match="the dataset is complete with 6 tokens and 2 documents; nothing can follow"):
+        writer.append([1])
+    writer.close()
+
+
+def test_a_durable_shard_that_vanished_is_written_again(tmp_path: Path) -> None:
+    """A recorded shard whose file is gone or short counts as not durable, with all after it."""
+    with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path, vocab_size=100, shard_tokens=2) as writer:
+        writer.append(range(10))
+        raise ZeroDivisionError
+    (tmp_path / "shard-000002.bin").write_bytes(b"x")
+
+    with DatasetWriter(tmp_path, vocab_size=100, shard_tokens=2, resume=True) as resumed:
+        assert resumed.num_tokens == 4
+        resumed.append(range(4, 10))
+    assert shardstream.open(tmp_path)[:].tolist() == list(range(10))
+
+
+def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
+    """A journal that cannot be read is refused with its name; overwrite=True starts again."""
+    stopped_in_a_document(tmp_path)
+    (tmp_path / "journal/000000.json").write_bytes(b"{")
+
+    with pytest.raises(shardstream.FormatError, match="journal/000000.json: .*the journal is damaged"):
+        DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=8, resume=True)
+    assert write_documents(tmp_path, [[1]], overwrite=True).num_tokens == 2
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}, {}])
+def test_a_place_with_other_files_is_refused_untouched(options: dict[str, Any], tmp_path: Path) -> None:
+    """A folder that holds files of someone else is refused, whatever was asked, and nothing in it changes."""
+    (tmp_path / "notes.txt").write_text("mine")
+
+    with pytest.raises(StorageError, match=r"not empty, it holds 1 other files, such as notes.txt: choose an empty"):
+        DatasetWriter(tmp_path, vocab_size=100, **options)
+    assert names_in(tmp_path) == {"notes.txt"}
+
+
+def test_a_dataset_is_replaced_only_when_told_and_other_files_stay(tmp_path: Path) -> None:
+    """Without overwrite a dataset is safe; with it, only what its manifest lists goes."""
+    write_documents(tmp_path, [[1, 2, 3]] * 4, shard_tokens=2)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match="not empty, it holds a dataset: overwrite=True replaces it"):
+        DatasetWriter(tmp_path, vocab_size=100)
+
+    write_documents(tmp_path, [[5]], overwrite=True)
+
+    assert shardstream.open(tmp_path)[:].tolist() == [5, EOS]
+    assert names_in(tmp_path) == {"manifest.json", "notes.txt", "shard-000000.bin"}
+
+
+def test_a_foreign_file_under_a_shards_name_is_never_replaced(tmp_path: Path) -> None:
+    """Where a file that no manifest lists has a name that a shard will take, overwrite refuses."""
+    write_documents(tmp_path, [[1]])
+    (tmp_path / "shard-000005.bin").write_bytes(b"mine")
+
+    with pytest.raises(StorageError, match="shard-000005.bin has a name that a shard will take"):
+        DatasetWriter(tmp_path, vocab_size=100, overwrite=True)
+    assert (tmp_path / "shard-000005.bin").read_bytes() == b"mine"
+
+
+def test_a_manifest_that_cannot_be_read_protects_everything(tmp_path: Path) -> None:
+    """If the manifest is not ours, overwrite cannot tell what is, and deletes nothing."""
+    (tmp_path / "manifest.json").write_text("{}")
+
+    with pytest.raises(StorageError, match="cannot tell which files are ours, so none is deleted"):
+        DatasetWriter(tmp_path, vocab_size=100, overwrite=True)
+    assert names_in(tmp_path) == {"manifest.json"}
+
+
+def test_two_writers_on_one_target(tmp_path: Path) -> None:
+    """While one writer is at work another is refused, and the first ends undisturbed."""
+    first = DatasetWriter(tmp_path, vocab_size=100, shard_tokens=2)
+    first.append([1, 2, 3])
+    choices: list[dict[str, Any]] = [{}, {"resume": True}, {"overwrite": True}]
+    for options in choices:
+        with pytest.raises(StorageError, match="another process is writing here|an unfinished dataset"):
+            DatasetWriter(tmp_path, vocab_size=100, shard_tokens=2, **options)
+    first.close()
+
+    assert shardstream.open(tmp_path)[:].tolist() == [1, 2, 3]
+
+
+def test_a_closed_writer_takes_nothing_more(tmp_path: Path) -> None:
+    """After close, appending is refused and closing again does nothing."""
+    with DatasetWriter(tmp_path, vocab_size=100) as writer:
+        writer.append([1])
+    writer.close()
+
+    with pytest.raises(ValueError, match="the writer is closed; the dataset is complete"):
+        writer.append([1])
+
+
+def test_a_memory_url_is_written_like_a_disk(tmp_path: Path) -> None:
+    """Behind an fsspec URL the same documents give the same manifest, resumed or not."""
+    documents = [[token] * 5 for token in range(8)]
+    uri = f"memory://{tmp_path}/dataset"
+    with pytest.raises(ZeroDivisionError), DatasetWriter(uri, vocab_size=100, shard_tokens=8, eos_id=EOS) as writer:
+        for document in documents[:6]:
+            writer.append_document(document)
+        raise ZeroDivisionError
+
+    manifest = write_documents(uri, documents, shard_tokens=8, resume=True)
+
+    assert manifest == write_documents(tmp_path / "local", documents, shard_tokens=8)
+    dataset = shardstream.open(uri)
+    assert dataset.manifest == manifest
+    assert dataset.verify().ok
+    with pytest.raises(StorageError, match="holds a dataset"):
+        DatasetWriter(uri, vocab_size=100)
+    assert write_documents(uri, [[1]], overwrite=True).num_tokens == 2
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path):
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_raises_and_loses_nothing(tiny_disk: Path) -> None:
+    """A disk that fills up is a StorageError with the cause; what was durable resumes once there is room."""
+    tokens = np.arange(600_000) % 60_000
+    with (
+        pytest.raises(StorageError, match="No space left on device"),
+        DatasetWriter(tiny_disk, vocab_size=60_000, shard_tokens=2**16) as writer,
+    ):
+        for start in range(0, len(tokens), 10_000):
+            writer.append(tokens[start : start + 10_000])
+    with pytest.raises(StorageError, match="no such file"):
+        shardstream.open(tiny_disk)
+    assert not [name for name in names_in(tiny_disk) if name.endswith(".partial")]
+    subprocess.run(["mount", "-o", "remount,size=4m", str(tiny_disk)], check=True)
+
+    with DatasetWriter(tiny_disk, vocab_size=60_000, shard_tokens=2**16, resume=True) as resumed:
+        assert resumed.num_tokens >= 2**16
+        resumed.append(tokens[resumed.num_tokens :])
+    np.testing.assert_array_equal(tokens, shardstream.open(tiny_disk)[:])
+
+
+def test_a_file_size_limit_raises_and_publishes_nothing(tmp_path: Path) -> None:
+    """A write that the kernel cuts short (RLIMIT_FSIZE) is a StorageError, also when the caller goes on after it."""
+    script = f"""
+import resource, signal
+import numpy as np, shardstream
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+writer = shardstream.DatasetWriter({str(tmp_path)!r}, vocab_size=60_000, shard_tokens=2**16)
+writer.append(np.zeros(2**15, np.uint16))
+messages = []
+for attempt in range(3):
+    try:
+        writer.append(np.zeros(2**16, np.uint16)) if attempt < 2 else writer.close()
+    except shardstream.StorageError as error:
+        messages.append(str(error))
+print(messages)
+assert "File too large" in messages[0], messages
+assert "the writer failed before and publishes nothing" in messages[-1], messages
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(StorageError, match="no such file"):
+        shardstream.open(tmp_path)
+
+
+def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
+    """A folder that cannot be written is a StorageError that names it, before any token is taken."""
+    script = f"""
+import os, filelock, shardstream
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    shardstream.DatasetWriter({str(tmp_path / "locked/dataset")!r}, vocab_size=100)
+except shardstream.StorageError as error:
+    assert "locked/dataset/journal: cannot create: Permission denied" in str(error), error
+else:
+    raise AssertionError
+"""
+    (tmp_path / "locked").mkdir(mode=0o555)
+    for folder in [tmp_path, *tmp_path.parents[:-2]]:  # so that another user gets as far as the locked folder
+        folder.chmod(0o755)
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(("mode", "start"), [("steps", "fresh"), ("steps", "overwrite")])
+def test_killed_at_every_step(mode: str, start: str, tmp_path: Path) -> None:
+    """Promise 14: killed before each single step on the disk: no dataset or the whole one; run again: the same digest."""
+    result = subprocess.run(
+        [sys.executable, KILLED_WRITER, tmp_path / "dataset", mode, start], check=True, capture_output=True, text=True
+    )
+
+    assert int(result.stdout) > 50
+
+
+@pytest.mark.parametrize("start", ["fresh", "overwrite"])
+def test_killed_at_a_hundred_random_instants(start: str, tmp_path: Path) -> None:
+    """Promise 14: killed at 100 random instants, and again while resuming: the same digest as never killed."""
+    result = subprocess.run(
+        [sys.executable, KILLED_WRITER, tmp_path / "dataset", "instants", start, "100"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert int(result.stdout) == 100
+
+
+def test_a_writer_that_is_never_closed_does_not_hang_the_interpreter(tmp_path: Path) -> None:
+    """A program that forgets to close its writer ends, and publishes nothing."""
+    script = f"""
+import shardstream
+writer = shardstream.DatasetWriter({str(tmp_path)!r}, vocab_size=100, shard_tokens=4)
+writer.append([1, 2, 3, 4, 5])
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_peak_memory_is_a_few_blocks(tmp_path: Path) -> None:
+    """Writing 64 MiB in shards of 32 MiB takes less than two shards of memory."""
+    script = f"""
+import resource
+import numpy as np, shardstream
+tokens = np.zeros(2**20, np.uint16)
+with shardstream.DatasetWriter({str(tmp_path / "warm")!r}, vocab_size=100, shard_tokens=2**10) as writer:
+    writer.append(tokens[:2**12])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with shardstream.DatasetWriter({str(tmp_path / "large")!r}, vocab_size=100, shard_tokens=2**24) as writer:
+    for _ in range(32):
+        writer.append(tokens)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+assert grown < 2 * 2**25, grown
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
