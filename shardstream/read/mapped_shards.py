@@ -49,8 +49,9 @@ def max_open_maps() -> int:
 
     soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Linux admits 65,530 maps to a process by default; the allocator and other libraries need some of them.
-    limit = 2**14 if sys.version_info >= (3, 13) else min(soft_limit // 2, 2**14)
-    return max(limit, 1)
+    if sys.version_info >= (3, 13) or soft_limit == resource.RLIM_INFINITY:
+        return 2**14
+    return max(1, min(soft_limit // 2, 2**14))
 
 
 class _Generation:

@@ -6,6 +6,7 @@ upload is complete.
 """
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _PARTIAL_SUFFIX: Final = ".partial"
+_NO_HARD_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class Upload(Protocol):
@@ -198,7 +200,7 @@ class LocalStore:
 
         path = self._root / name
         with _translated("create", path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
         lock = FileLock(path, blocking=False)
         with _translated("lock", path):
             try:
@@ -221,7 +223,7 @@ class _LocalUpload:
         self._path = path
         self._partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")
         with _translated("create", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             self._file = self._partial.open("xb", buffering=0)
 
     def write(self, data: memoryview) -> None:
@@ -245,11 +247,27 @@ class _LocalUpload:
             os.link(self._partial, self._path)
         except FileExistsError as error:
             raise StorageError(f"{self._path}: it exists already, and is left as it is") from error
-        self._partial.unlink()
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            # FAT and some network disks: a look before the rename is all there is, and the writer's lock guards it.
+            if self._path.exists():
+                raise StorageError(f"{self._path}: it exists already, and is left as it is") from error
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink()
 
     def abort(self) -> None:
         self._file.close()
         self._partial.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and those above it, durably: a file's own fsync does not save the folders that lead to it."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync_folder(folder.parent)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -182,5 +182,8 @@ def test_max_open_maps_is_half_of_what_the_process_may_open(monkeypatch: pytest.
     monkeypatch.setattr(resource, "getrlimit", lambda _: (128, 4096))
     monkeypatch.setattr(sys, "version_info", (3, 12))
     assert max_open_maps() == 64
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert max_open_maps() == 2**14
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (128, 4096))
     monkeypatch.setattr(sys, "version_info", (3, 13))
     assert max_open_maps() == 2**14

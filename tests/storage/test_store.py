@@ -1,5 +1,7 @@
 """Laws that every store obeys, and what only a disk can do."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +173,32 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         store.put("x", b"", overwrite=True)
     with pytest.raises(StorageError, match="cannot create"), store.lock("journal/lock"):
         raise AssertionError
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_disk_without_hard_links(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where hard links are not to be had (FAT, some network disks) a put is a rename, and still replaces nothing."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)  # no such disk can be mounted without a kernel module
+    store = LocalStore(str(tmp_path))
+    store.put("one", b"1", overwrite=False)
+
+    with pytest.raises(StorageError, match="one: it exists already"):
+        store.put("one", b"2", overwrite=False)
+    assert store.get("one", max_bytes=9) == b"1"
+    assert store.names() == ["one"]
+
+
+def test_another_failure_of_the_link_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that fails for any other reason is a StorageError, and nothing is left behind."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", refuse)  # a disk cannot be broken on demand
+    with pytest.raises(StorageError, match="one: cannot write: Input/output error"):
+        LocalStore(str(tmp_path)).put("one", b"1", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
