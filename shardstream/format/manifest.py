@@ -23,11 +23,14 @@ MANIFEST_NAME: Final = "manifest.json"
 # A row takes about 250 bytes: this admits a million shards and keeps a hostile file from filling memory.
 MAX_MANIFEST_BYTES: Final = 2**28
 MAX_VOCAB_SIZE: Final = 2**32
+# Free JSON grows up to 25-fold when it is parsed; beside the rows a manifest needs little.
+_MAX_FREE_BYTES: Final = 2**24
 _MAX_UINT16_VOCAB_SIZE: Final = 2**16
+_MAX_MESSAGE_LENGTH: Final = 1600
 _INT64_MAX: Final = 2**63 - 1
 
 # Plain relative names: no way to say an absolute path, a drive, "..", a hidden file or a URL.
-_COMPONENT = r"[A-Za-z0-9_][A-Za-z0-9_.=-]*"
+_COMPONENT = r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,254}"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _MAX_NAME_LENGTH: Final = 1024
 _HEX_SHA256 = r"^[0-9a-f]{64}\Z"
@@ -92,7 +95,7 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """How often ``eos_id`` occurs; absent without an ``eos_id``."""
     byte_offset: Count = 0
     """Where the tokens start in the file, in bytes: the length of a foreign header."""
-    location: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None = None
+    location: Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")] | None = None
     """Path or URL of an adopted file; readers follow it only when told to trust it."""
     stored: StoredBytes | None = None
 
@@ -123,6 +126,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Whatever the user wants kept; no meaning here."""
     extra: Mapping[str, Any] = {}
     """Fields of the manifest that this version does not know, kept as they were."""
+    tokenizer_extra: Mapping[str, Any] = {}
+    """The same of ``tokenizer``."""
     shard_extra: Mapping[str, Mapping[str, Any]] = {}
     """The same of rows, by shard name."""
 
@@ -174,7 +179,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         try:
             return _parse(data)
         except FormatError as error:
-            raise FormatError(f"{source}: {error}") from error.__cause__
+            raise FormatError(f"{source}: {_shortened(str(error))}") from error.__cause__
 
     def to_json(self) -> bytes:
         """The canonical JSON: keys sorted, no spaces, one line per shard row, a newline at the end."""
@@ -198,7 +203,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             "shards": msgspec.Raw(b"[\n" + rows + b"\n]" if rows else b"[]"),
         }
         if self.tokenizer is not None:
-            fields["tokenizer"] = self.tokenizer
+            fields["tokenizer"] = {**self.tokenizer_extra, **msgspec.to_builtins(self.tokenizer)}
         return msgspec.json.encode(fields, order="sorted") + b"\n"
 
 
@@ -216,16 +221,16 @@ _REQUIRED: Final[dict[str, "msgspec.json.Decoder[Any]"]] = {
     }.items()
 }
 _OPTIONAL: Final[dict[str, "msgspec.json.Decoder[Any]"]] = {
-    "tokenizer": msgspec.json.Decoder(TokenizerIdentity | None),
+    "tokenizer": msgspec.json.Decoder(dict[str, msgspec.Raw] | None),
     "creator": msgspec.json.Decoder(str),
     "metadata": msgspec.json.Decoder(dict[str, Any]),
 }
 _ANY: Final = msgspec.json.Decoder(Any)
 _ROWS: Final = msgspec.json.Decoder(tuple[ShardEntry, ...])
 _ROW: Final = msgspec.json.Decoder(ShardEntry)
+_TOKENIZER: Final = msgspec.json.Decoder(TokenizerIdentity)
 _RAW_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_RAW_ROWS: Final = msgspec.json.Decoder(tuple[dict[str, msgspec.Raw], ...])
-_ENTRY_FIELDS: Final = frozenset(ShardEntry.__struct_fields__)
+_RAW_ROWS: Final = msgspec.json.Decoder(tuple[msgspec.Raw, ...])
 
 
 def _parse(data: bytes) -> Manifest:
@@ -233,20 +238,27 @@ def _parse(data: bytes) -> Manifest:
         raise FormatError(f"more than {MAX_MANIFEST_BYTES} bytes of manifest; write fewer, larger shards")
     raw: dict[str, msgspec.Raw] = _decode(_RAW_FIELDS, data, "manifest")
     _check_version(raw)
+    if sum(memoryview(value).nbytes for name, value in raw.items() if name != "shards") > _MAX_FREE_BYTES:
+        raise FormatError(f"more than {_MAX_FREE_BYTES} bytes beside the shards; keep metadata small")
     if missing := [name for name in _REQUIRED if name not in raw]:
         raise FormatError(f"missing field {', '.join(map(repr, missing))}; the manifest is incomplete")
     decoders = {name: decoder for name, decoder in (_REQUIRED | _OPTIONAL).items() if name in raw}
     fields = {name: _decode(decoder, raw[name], name) for name, decoder in decoders.items()}
     shards, shard_extra = _parse_rows(raw["shards"])
+    tokenizer: TokenizerIdentity | None = None
+    tokenizer_extra: dict[str, Any] = {}
+    if fields.get("tokenizer") is not None:
+        tokenizer, tokenizer_extra = _parse_known(_TOKENIZER, fields["tokenizer"], "tokenizer")
     manifest = Manifest(
         vocab_size=fields["vocab_size"],
         shard_tokens=fields["shard_tokens"],
         shards=shards,
         num_documents=fields["num_documents"],
-        tokenizer=fields.get("tokenizer"),
+        tokenizer=tokenizer,
         creator=fields.get("creator", ""),
         metadata=fields.get("metadata", {}),
         extra={name: _decode(_ANY, value, name) for name, value in raw.items() if name not in decoders},
+        tokenizer_extra=tokenizer_extra,
         shard_extra=shard_extra,
     )
     for field, derived in (("dtype", manifest.dtype.name), ("num_tokens", manifest.num_tokens)):
@@ -270,22 +282,28 @@ def _check_version(raw: Mapping[str, msgspec.Raw]) -> None:
 def _parse_rows(raw: msgspec.Raw) -> tuple[tuple[ShardEntry, ...], dict[str, dict[str, Any]]]:
     try:
         return _ROWS.decode(raw), {}
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         if "unknown field" not in str(error):
             raise FormatError(_located("shards", error)) from error
     # Only a manifest of a later minor revision takes this slower way.
     shards: list[ShardEntry] = []
     shard_extra: dict[str, dict[str, Any]] = {}
-    for index, row in enumerate(_decode(_RAW_ROWS, raw, "shards")):
-        known = {name: value for name, value in row.items() if name in _ENTRY_FIELDS}
+    for index, raw_row in enumerate(_decode(_RAW_ROWS, raw, "shards")):
         where = f"shards[{index}]"
-        shard = _decode(_ROW, msgspec.json.encode(known), where)
-        if len(known) < len(row):
-            shard_extra[shard.name] = {
-                name: _decode(_ANY, value, f"{where}.{name}") for name, value in row.items() if name not in known
-            }
+        shard, extra = _parse_known(_ROW, _decode(_RAW_FIELDS, raw_row, where), where)
+        if extra:
+            shard_extra[shard.name] = extra
         shards.append(shard)
     return tuple(shards), shard_extra
+
+
+def _parse_known(
+    decoder: "msgspec.json.Decoder[Any]", raw: Mapping[str, msgspec.Raw], where: str
+) -> tuple[Any, dict[str, Any]]:
+    """A struct from the fields that it knows, and the others beside it."""
+    known = {name: value for name, value in raw.items() if name in decoder.type.__struct_fields__}
+    extra = {name: _decode(_ANY, value, f"{where}.{name}") for name, value in raw.items() if name not in known}
+    return _decode(decoder, msgspec.json.encode(known), where), extra
 
 
 def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes | msgspec.Raw, field: str) -> Any:
@@ -293,6 +311,12 @@ def _decode(decoder: "msgspec.json.Decoder[Any]", data: bytes | msgspec.Raw, fie
         return decoder.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise FormatError(_located(field, error)) from error
+
+
+def _shortened(text: str) -> str:
+    """A stranger's manifest must not fill a log: its megabyte of a name is not repeated."""
+    half = _MAX_MESSAGE_LENGTH // 2
+    return text if len(text) <= _MAX_MESSAGE_LENGTH else f"{text[:half]} ... {text[-half:]}"
 
 
 def _located(field: str, error: Exception) -> str:
@@ -307,12 +331,16 @@ def _check(manifest: Manifest) -> None:
     except ValueError as error:
         raise FormatError(str(error)) from error
     vocab_size, shard_tokens = manifest.vocab_size, manifest.shard_tokens
-    if manifest.eos_id is not None and manifest.eos_id >= vocab_size:
-        raise FormatError(f"tokenizer.eos_id is {manifest.eos_id}, not below vocab_size {vocab_size}")
+    for name in ("eos_id", "bos_id", "pad_id"):
+        token = getattr(manifest.tokenizer, name, None)
+        if token is not None and token >= vocab_size:
+            raise FormatError(f"tokenizer.{name} is {token}, not below vocab_size {vocab_size}")
     if manifest.num_tokens > _INT64_MAX:
         raise FormatError(f"num_tokens is {manifest.num_tokens}, more than positions can count ({_INT64_MAX})")
     names: set[str] = set()
     for shard in manifest.shards:
+        if shard.num_eos is not None and manifest.eos_id is None:
+            raise FormatError(f"shard {shard.name!r}: num_eos is {shard.num_eos}, but tokenizer.eos_id is absent")
         if problem := _row_problem(shard, itemsize, vocab_size, shard_tokens):
             raise FormatError(f"shard {shard.name!r}: {problem}")
         if shard.name in names:
@@ -325,8 +353,9 @@ def _row_problem(shard: ShardEntry, itemsize: int, vocab_size: int, shard_tokens
         return f"num_bytes is {shard.num_bytes}, but {shard.num_tokens} tokens take {shard.num_tokens * itemsize}"
     if shard.num_tokens > shard_tokens:
         return f"num_tokens is {shard.num_tokens}, more than shard_tokens, {shard_tokens}"
-    if shard.max_token is not None and shard.max_token >= vocab_size:
-        return f"max_token is {shard.max_token}, not below vocab_size {vocab_size}"
+    for name, token in (("min_token", shard.min_token), ("max_token", shard.max_token)):
+        if token is not None and token >= vocab_size:
+            return f"{name} is {token}, not below vocab_size {vocab_size}"
     if shard.min_token is not None and shard.max_token is not None and shard.min_token > shard.max_token:
         return f"min_token {shard.min_token} is above max_token {shard.max_token}"
     if shard.num_eos is not None and shard.num_eos > shard.num_tokens:

@@ -258,7 +258,7 @@ def open_dataset(
     for shard in manifest.shards:
         if shard.location is not None and not trust_locations:
             raise FormatError(
-                f"{store.uri}: shard {shard.name} lies elsewhere, at {shard.location}; if you adopted it yourself, open "
+                f"{store.uri}: shard {shard.name} lies elsewhere, at {shard.location!r}; if you adopted it yourself, open "
                 "with trust_locations=True"
             )
         if shard.stored is not None:

@@ -8,6 +8,7 @@ upload is complete.
 import contextlib
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -112,6 +113,11 @@ def _translated(action: str, where: object) -> Iterator[None]:
         raise StorageError(f"{where}: cannot {action}: {error.strerror or error}") from error
 
 
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A pipe under an object's name must not hang the reader."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 class LocalStore:
     """Files under a folder."""
 
@@ -134,9 +140,14 @@ class LocalStore:
 
     def _check_inside(self, path: Path) -> None:
         folder = path.parent
-        if folder not in self._folders_inside and folder.resolve().is_relative_to(self._root.resolve()):
-            self._folders_inside.add(folder)
-        if folder not in self._folders_inside or path.is_symlink():
+        with _translated("read", path):
+            # realpath, since resolve() raises a RuntimeError on a loop of links before Python 3.13
+            if folder not in self._folders_inside and Path(os.path.realpath(folder)).is_relative_to(
+                os.path.realpath(self._root)
+            ):
+                self._folders_inside.add(folder)
+            is_link = path.is_symlink()
+        if folder not in self._folders_inside or is_link:
             raise FormatError(
                 f"{path}: a symbolic link where a shard should be; if you made it yourself, open the dataset with "
                 "trust_locations=True"
@@ -144,8 +155,11 @@ class LocalStore:
 
     def get(self, name: str, *, max_bytes: int) -> bytes:
         path = self._root / name
-        with _translated("read", path), path.open("rb") as file:
-            return file.read(max_bytes)
+        with _translated("read", path), open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise StorageError(f"{path}: cannot read: not a regular file")
+            return file.read(min(max_bytes, status.st_size + 1))
 
     def open(self, name: str) -> BinaryIO:
         path = self._root / name
@@ -153,10 +167,16 @@ class LocalStore:
             return path.open("rb")
 
     def size(self, name: str) -> int | None:
+        path = self._root / name
         try:
-            return (self._root / name).stat().st_size
+            status = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise StorageError(f"{path}: cannot read: {error.strerror or error}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageError(f"{path}: not a regular file")
+        return status.st_size
 
     def names(self) -> list[str]:
         files = [path for path in self._files() if path.suffix != _PARTIAL_SUFFIX]

@@ -58,13 +58,10 @@ def get_batch(
     else:
         windows = _windows_of(tokens, context_length + 1)[starts]
     _check_range(windows, vocab_size)
-    batch = torch.empty((2, len(windows), context_length), dtype=torch.int64)
-    # One cast each, straight to where it is wanted.
-    batch_2BM = batch.numpy()
-    batch_2BM[0] = windows[:, :-1]
-    batch_2BM[1] = windows[:, 1:]
-    inputs, targets = batch.to(device).unbind()
-    return inputs, targets
+    # One cast each, into memory that is the caller's from then on.
+    inputs = torch.from_numpy(windows[:, :-1].astype(np.int64, order="C"))
+    targets = torch.from_numpy(windows[:, 1:].astype(np.int64, order="C"))
+    return inputs.to(device), targets.to(device)
 
 
 def _checked(
@@ -92,12 +89,14 @@ def _draw(num_starts: int, batch_size: int, generator: "torch.Generator | None")
     import torch  # noqa: PLC0415
 
     device = "cpu" if generator is None else generator.device
-    limit = _NUM_DRAWS - _NUM_DRAWS % num_starts
-    draws: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-    while len(draws) < batch_size:
-        fresh = torch.empty(batch_size - len(draws), dtype=torch.int64, device=device).random_(generator=generator)
-        more = fresh.cpu().numpy()
-        draws = np.concatenate([draws, more if limit == _NUM_DRAWS else more[more < limit]])
+
+    def fresh(count: int) -> NDArray[np.int64]:
+        return torch.empty(count, dtype=torch.int64, device=device).random_(generator=generator).cpu().numpy()
+
+    last = _NUM_DRAWS - _NUM_DRAWS % num_starts - 1
+    draws = fresh(batch_size)
+    while num_rejected := np.count_nonzero(is_rejected := draws > last):
+        draws[is_rejected] = fresh(int(num_rejected))
     starts: NDArray[np.int64] = draws % num_starts
     return starts
 

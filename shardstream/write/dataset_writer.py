@@ -6,6 +6,7 @@ be resumed from its last durable shard.
 """
 
 import contextlib
+import json
 import operator
 import os
 from collections.abc import Callable, Mapping
@@ -23,7 +24,14 @@ from shardstream.storage.store import store_of
 from shardstream.write.journal import LOCK_NAME, Journal, JournalHead, Progress, checksum_of_tokens
 from shardstream.write.shard_sequence import ShardSequence
 from shardstream.write.shard_writer import Block
-from shardstream.write.target import check_target, clear_target, has_journal, read_manifest, target_names
+from shardstream.write.target import (
+    check_target,
+    clear_target,
+    has_journal,
+    publish_manifest,
+    read_manifest,
+    target_names,
+)
 from shardstream.write.token_array import token_arrays
 
 if TYPE_CHECKING:
@@ -91,7 +99,7 @@ class DatasetWriter:
         self._tokenizer = _tokenizer_identity(tokenizer, eos_id, self._vocab_size)
         self._eos_id = self._tokenizer.eos_id if self._tokenizer else None
         self._metadata = dict(metadata or {})
-        msgspec.json.encode(self._metadata)  # what JSON cannot say is refused now, not after the last token
+        json.dumps(self._metadata, allow_nan=False, sort_keys=True)  # refuse now, not after the last token
         self._allow_eos_in_documents = allow_eos_in_documents
 
         self._store = store_of(uri, storage_options)
@@ -336,7 +344,7 @@ class DatasetWriter:
                 creator=creator(),
                 metadata=self._metadata,
             )
-            self._store.put(MANIFEST_NAME, manifest.to_json(), overwrite=False)
+            publish_manifest(self._store, manifest, overwrite=False)
         self._journal.remove()
         return manifest
 

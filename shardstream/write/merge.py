@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from shardstream.errors import FormatError
-from shardstream.format.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from shardstream.format.manifest import Manifest, ShardEntry
 from shardstream.storage.store import Store, store_of
 from shardstream.write.dataset_writer import creator
-from shardstream.write.target import read_manifest
+from shardstream.write.target import publish_manifest, read_manifest
 
 
 def merge(
@@ -58,6 +58,7 @@ def merge(
         shards=tuple(_moved(shard, folder) for folder, manifest in manifests.items() for shard in manifest.shards),
         num_documents=sum(manifest.num_documents for manifest in manifests.values()),
         tokenizer=first.tokenizer,
+        tokenizer_extra=first.tokenizer_extra,
         creator=creator(),
         metadata=dict(metadata or {}),
         shard_extra={
@@ -66,7 +67,7 @@ def merge(
             for name, extra in manifest.shard_extra.items()
         },
     )
-    target.put(MANIFEST_NAME, merged.to_json(), overwrite=overwrite)
+    publish_manifest(target, merged, overwrite=overwrite)
     return merged
 
 

@@ -34,6 +34,21 @@ def read_manifest(store: Store, name: str = MANIFEST_NAME) -> Manifest:
     return Manifest.parse(data, source=f"{store.uri}/{name}")
 
 
+def publish_manifest(store: Store, manifest: Manifest, *, overwrite: bool) -> None:
+    """Make a dataset exist: the last step, and an atomic one.
+
+    The manifest is read back from its own JSON first. What nobody could open is refused while the journal still is
+    there to go on from.
+
+    Raises:
+        FormatError: No reader would accept the manifest; more shards than it can list, say.
+        StorageError: There is one already and ``overwrite`` is not given, or it cannot be written.
+    """
+    data = manifest.to_json()
+    Manifest.parse(data, source=f"{store.uri}/{MANIFEST_NAME}")
+    store.put(MANIFEST_NAME, data, overwrite=overwrite)
+
+
 def check_target(store: Store, names: list[str], *, overwrite: bool, resume: bool) -> None:
     """Refuse a target that a writer with these wishes must not touch.
 
