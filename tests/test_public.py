@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -74,3 +75,12 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    """``python -m shardstream`` is the command line."""
+    result = subprocess.run(
+        [sys.executable, "-m", "shardstream", "--version"], check=True, capture_output=True, text=True
+    )
+
+    assert result.stdout.endswith(f"{version('shardstream')}\n")

@@ -1,7 +1,8 @@
 """A token stream cut into shards that become durable one after the other."""
 
+import contextlib
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,10 @@ from shardstream.errors import StorageError
 from shardstream.format.manifest import MAX_MANIFEST_BYTES, ShardEntry
 from shardstream.storage.store import Store
 from shardstream.write.journal import Progress
-from shardstream.write.shard_writer import BLOCK_BYTES, Block, BlockPool, ShardWriter
+from shardstream.write.shard_writer import BLOCK_BYTES, BlockPool, ShardWriter
+
+if TYPE_CHECKING:
+    from shardstream.write.shard_writer import Block
 
 _MAX_NUM_SHARDS: Final = MAX_MANIFEST_BYTES // 256  # a row takes some 200 bytes
 
@@ -62,7 +66,8 @@ class ShardSequence:
         """
         start = 0
         while start < len(tokens):
-            block = self._current_block()
+            shard = self._shard = self._shard or self._new_shard()
+            block = self._block = self._pool.take() if self._block is None else self._block
             room = min(len(block) - self._block_fill, self._shard_tokens - self._shard_fill)
             piece = tokens[start : start + room]
             block[self._block_fill : self._block_fill + len(piece)] = piece
@@ -70,34 +75,25 @@ class ShardSequence:
             self._block_fill += len(piece)
             self._shard_fill += len(piece)
             if self._shard_fill == self._shard_tokens:
-                self._finish_shard(progress_at(start))
+                self._finish_shard(shard, progress_at(start))
             elif self._block_fill == len(block):
-                self._send_block()
+                self._send_block(shard)
 
     def finish(self, progress: Progress) -> None:
         """Make the last, short shard durable too; :attr:`entries` are complete then."""
         if self._shard is not None:
-            self._finish_shard(progress)
-        self._join_finishing()
+            self._finish_shard(self._shard, progress)
+        self._await_finishing()
 
     def abandon(self) -> None:
         """Stop the threads; a shard that is not full is dropped."""
-        shard, self._shard = self._shard, None
-        if shard is not None:
-            shard.abandon()
-            shard.join()
-        if self._finishing is not None:
-            self._finishing.join()
-            if self._finishing.entry is not None:
-                self.entries.append(self._finishing.entry)
-            self._finishing = None
-
-    def _current_block(self) -> Block:
-        if self._block is None:
-            if self._shard is None:
-                self._shard = self._new_shard()
-            self._block = self._pool.take()
-        return self._block
+        if self._shard is not None:
+            self._shard.abandon()
+        for shard in (self._finishing, self._shard):
+            if shard is not None:
+                with contextlib.suppress(Exception):  # whoever abandons has an error to show already
+                    self._keep(shard.entry())
+        self._finishing = self._shard = None
 
     def _new_shard(self) -> ShardWriter:
         index = len(self.entries) + (self._finishing is not None)
@@ -108,28 +104,26 @@ class ShardSequence:
         name = f"shard-{index:06d}.bin"
         return ShardWriter(self._store.create(name), name, eos_id=self._eos_id, pool=self._pool)
 
-    def _send_block(self) -> None:
-        if self._shard is not None and self._block is not None:
-            self._shard.write(self._block, self._block_fill)
+    def _send_block(self, shard: ShardWriter) -> None:
+        if self._block is not None:
+            shard.write(self._block, self._block_fill)
         self._block, self._block_fill = None, 0
-        for shard in (self._finishing, self._shard):
-            if shard is not None and shard.error is not None:
-                raise shard.error
+        for writer in (self._finishing, shard):
+            if writer is not None and writer.error is not None:
+                raise writer.error
 
-    def _finish_shard(self, progress: Progress) -> None:
-        self._send_block()
-        self._join_finishing()
+    def _finish_shard(self, shard: ShardWriter, progress: Progress) -> None:
+        self._send_block(shard)
+        self._await_finishing()
         index = len(self.entries)
-        if self._shard is not None:
-            self._shard.finish(lambda entry: self._record(index, entry, progress))
-        self._finishing, self._shard, self._shard_fill = self._shard, None, 0
+        shard.finish(lambda entry: self._record(index, entry, progress))
+        self._finishing, self._shard, self._shard_fill = shard, None, 0
 
-    def _join_finishing(self) -> None:
-        if self._finishing is None:
-            return
-        self._finishing.join()
-        if self._finishing.error is not None:
-            raise self._finishing.error
-        if self._finishing.entry is not None:
-            self.entries.append(self._finishing.entry)
-        self._finishing = None
+    def _await_finishing(self) -> None:
+        if self._finishing is not None:
+            self._keep(self._finishing.entry())
+            self._finishing = None
+
+    def _keep(self, entry: ShardEntry | None) -> None:
+        if entry is not None:
+            self.entries.append(entry)

@@ -71,10 +71,9 @@ class ShardWriter:
         self._pool = pool
         self._publish: Callable[[ShardEntry], None] | None = None
         self._blocks: queue.SimpleQueue[tuple[Block, int] | None] = queue.SimpleQueue()  # None: no more
-        self.entry: ShardEntry | None = None
-        """The shard's row, once it is durable."""
+        self._entry: ShardEntry | None = None
         self.error: BaseException | None = None
-        """Why it never will be."""
+        """Why the shard never becomes durable, as soon as that is known."""
         # A daemon: a writer that was never closed must not hold up the interpreter's exit.
         self._thread = threading.Thread(target=self._run, name=f"shardstream-write-{name}", daemon=True)
         self._thread.start()
@@ -96,9 +95,16 @@ class ShardWriter:
         """Say that no block follows and the shard is not wanted; after :meth:`finish` this does nothing."""
         self._blocks.put(None)
 
-    def join(self) -> None:
-        """Wait until the shard is durable, abandoned, or has failed with :attr:`error`."""
+    def entry(self) -> ShardEntry | None:
+        """Wait for the end: the shard's row once it is durable, None if it was abandoned.
+
+        Raises:
+            StorageError: The shard could not be written.
+        """
         self._thread.join()
+        if self.error is not None:
+            raise self.error
+        return self._entry
 
     def _run(self) -> None:
         # Blocks are taken to the end even after an error: the caller may be waiting for one to come back.
@@ -126,4 +132,4 @@ class ShardWriter:
         self._upload.commit()
         entry = self._tally.entry(self._name)
         publish(entry)
-        self.entry = entry
+        self._entry = entry

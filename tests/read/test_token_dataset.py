@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import resource
 import subprocess
 import sys
 import threading
@@ -357,3 +358,23 @@ def test_eighty_concurrent_readers_read_nothing_wrong(write_dataset, tokens) -> 
         thread.join()
 
     assert not bad
+
+
+def test_a_map_that_the_system_refuses_names_the_shard(tmp_path: Path) -> None:
+    """Where the process may have no more address space, the error names the shard that could not be mapped."""
+    num_tokens = 2**35
+    entry = ShardEntry(name="large.bin", num_tokens=num_tokens, num_bytes=2 * num_tokens)
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(2 * num_tokens)
+    (tmp_path / "manifest.json").write_bytes(
+        Manifest(vocab_size=100, shard_tokens=num_tokens, shards=(entry,)).to_json()
+    )
+    dataset = shardstream.open(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**35, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="large.bin: cannot map the shard: Cannot allocate memory"):
+            dataset.windows([5], 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert dataset.windows([num_tokens - 2], 2).tolist() == [[0, 0]]

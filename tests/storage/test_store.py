@@ -4,9 +4,12 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from shardstream.errors import FormatError, StorageError
 from shardstream.storage.store import FsspecStore, LocalStore, Store, store_of
@@ -202,3 +205,53 @@ def test_another_failure_of_the_link_is_reported(tmp_path: Path, monkeypatch: py
     with pytest.raises(StorageError, match="one: cannot write: Input/output error"):
         LocalStore(str(tmp_path)).put("one", b"1", overwrite=False)
     assert list(tmp_path.iterdir()) == []
+
+
+class ForbiddingFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec publishes no types
+    """A filesystem whose server answers 403 to everything."""
+
+    protocol = "forbidding"
+
+    def info(self, path, **kwargs):
+        raise PermissionError(f"forbidden: {path}")
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        raise PermissionError(f"forbidden: {path}")
+
+
+def test_a_forbidden_object_is_an_error_and_not_a_missing_one() -> None:
+    """An object that may not be looked at or written is a StorageError that names it."""
+    fsspec.register_implementation("forbidding", ForbiddingFileSystem, clobber=True)
+    store = store_of("forbidding://bucket")
+
+    with pytest.raises(StorageError, match="forbidding://bucket/x: cannot read: forbidden"):
+        store.size("x")
+    with pytest.raises(StorageError, match="forbidding://bucket/x: cannot write: forbidden"):
+        store.put("x", b"", overwrite=False)
+
+
+@pytest.fixture
+def ordinary_user():
+    """Not root, whom no permission stops."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(request: pytest.FixtureRequest) -> None:
+    """A folder without permission to list it is a StorageError, not an empty store."""
+    folder = Path(tempfile.mkdtemp())  # below no folder of root's alone
+    folder.chmod(0o000)
+    try:
+        request.getfixturevalue("ordinary_user")
+        with pytest.raises(StorageError, match=f"{folder}: cannot list: Permission denied"):
+            LocalStore(str(folder)).names()
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        folder.rmdir()

@@ -19,7 +19,7 @@ import numpy as np
 
 import shardstream
 
-NUM_DOCUMENTS = 30
+NUM_DOCUMENTS = 14
 EOS_ID = 99
 STEPS = ("fsync", "replace", "link", "unlink", "mkdir", "rmdir", "open")
 
@@ -40,7 +40,7 @@ def write(folder: Path, **options: Any) -> str:
 def write_other(folder: Path) -> str:
     """The dataset that an overwrite replaces."""
     with shardstream.DatasetWriter(folder, vocab_size=100, shard_tokens=8) as writer:
-        writer.append(np.arange(80))
+        writer.append(np.arange(24))
     return writer.manifest.digest
 
 

@@ -26,6 +26,7 @@ GOOD = {
     "arrow-fixed-list": pa.array([IDS[:2], IDS[2:]], pa.list_(pa.int16(), 2)),
     "arrow-nested-list": pa.array([[IDS[:1], IDS[1:2]], [IDS[2:]]]),
     "arrow-chunked-list": pa.chunked_array([[IDS[:2]], [IDS[2:]]]),
+    "arrow-empty-null": pa.array([]),
     "arrow-sliced": pa.array([9, *IDS, 9])[1:-1],
 }
 

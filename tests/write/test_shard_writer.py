@@ -1,0 +1,72 @@
+"""One shard on its way, seen from where its bytes go."""
+
+import numpy as np
+import pytest
+
+from shardstream.write.shard_writer import NUM_BLOCKS, BlockPool, ShardWriter
+
+
+class Recorder:
+    """Where a shard's bytes go; the first write may fail."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.fails = fails
+        self.log: list[str] = []
+
+    def write(self, data: memoryview) -> None:
+        self.log.append(f"write {len(data)}")
+        if self.fails:
+            raise OSError("broken")
+
+    def commit(self) -> None:
+        self.log.append("commit")
+
+    def abort(self) -> None:
+        self.log.append("abort")
+
+
+def written(recorder: Recorder, *, is_wanted: bool = True) -> tuple[ShardWriter, BlockPool]:
+    """A shard to which more blocks were sent than there are, and its pool."""
+    pool = BlockPool(4, np.dtype("<u2"))
+    shard = ShardWriter(recorder, "a.bin", eos_id=None, pool=pool)
+    for _ in range(NUM_BLOCKS + 2):
+        block = pool.take()
+        block[:] = 7
+        shard.write(block, 3)
+    if is_wanted:
+        shard.finish(lambda entry: recorder.log.append(entry.name))
+    else:
+        shard.abandon()
+    return shard, pool
+
+
+def test_a_shard_is_published_after_its_commit() -> None:
+    """All blocks are written, then committed, then published, and the entry counts what was sent."""
+    recorder = Recorder(fails=False)
+    shard, _ = written(recorder)
+    entry = shard.entry()
+
+    assert recorder.log == [*["write 6"] * (NUM_BLOCKS + 2), "commit", "a.bin"]
+    assert entry is not None
+    assert (entry.num_tokens, entry.min_token, entry.num_eos) == (3 * (NUM_BLOCKS + 2), 7, None)
+
+
+def test_after_an_error_nothing_more_is_written_and_no_caller_waits_for_a_block() -> None:
+    """A failed write ends the shard, yet every block comes back."""
+    recorder = Recorder(fails=True)
+    shard, pool = written(recorder)
+
+    with pytest.raises(OSError, match="broken"):
+        shard.entry()
+    assert recorder.log == ["write 6", "abort"]
+    assert len([pool.take() for _ in range(NUM_BLOCKS)]) == NUM_BLOCKS
+
+
+def test_an_abandoned_shard_is_aborted() -> None:
+    """A shard that is not wanted is written no further, and has no entry."""
+    recorder = Recorder(fails=False)
+    shard, _ = written(recorder, is_wanted=False)
+
+    assert shard.entry() is None
+    assert recorder.log[-1] == "abort"
+    assert "commit" not in recorder.log
