@@ -1,7 +1,7 @@
 """What can go wrong, as a tree.
 
     ShardstreamError
-    ├── FormatError      (ValueError)  a manifest that breaks the specification, or a dataset that lacks what was asked of it
+    ├── FormatError      (ValueError)  a manifest that breaks the specification, an input that is not what its name says
     ├── IntegrityError                 bytes that are not the ones the manifest promises
     ├── StorageError     (OSError)     a place that cannot be read or written, or already holds something else
     └── ResumeError      (ValueError)  a run that cannot go on from the state it was given
@@ -15,7 +15,7 @@ class ShardstreamError(Exception):
 
 
 class FormatError(ShardstreamError, ValueError):
-    """A manifest breaks the specification, or the dataset lacks what was asked of it."""
+    """A manifest breaks the specification, or an input file is not what its name or its header says."""
 
 
 class IntegrityError(ShardstreamError):

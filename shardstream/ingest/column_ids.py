@@ -1,0 +1,162 @@
+"""A column of ids, or of lists of ids, in a Parquet or Arrow file. Only that column is read, some rows at a time."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Final, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shardstream.errors import FormatError
+from shardstream.ingest.input_file import InputFile
+from shardstream.ingest.token_pieces import Piece, RowPiece, TokenFile
+
+# Rows taken at a time: one of a column of ids takes 2 to 8 bytes, one of a column of lists easily 10 KiB.
+_NUM_ID_ROWS: Final = 2**18
+_NUM_LIST_ROWS: Final = 2**10
+# Otherwise a whole row group of the column, which may be the whole file, is read at once.
+_PARQUET_BUFFER_BYTES: Final = 2**20
+
+# Rows of the column, and the bytes of the file that they stand for.
+_Batches: TypeAlias = Iterator[tuple[pa.Array, int]]
+_ArrowReader: TypeAlias = pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader
+
+
+def parquet_file(file: InputFile, column: str | None) -> TokenFile:
+    """A column of a Parquet file.
+
+    Raises:
+        ValueError: No column is as wanted, or several are.
+        FormatError: It is no Parquet file.
+    """
+    with _translated(file.name, "Parquet"), file.open() as data, _parquet(data) as parquet:
+        schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+    field = _chosen_field(schema, column, file.name)
+
+    def batches() -> _Batches:
+        with _translated(file.name, "Parquet"), file.open() as data, _parquet(data) as parquet:
+            for batch in parquet.iter_batches(_num_rows_at_a_time(field), columns=[field.name]):
+                yield batch.column(0), (file.num_bytes or 0) * batch.num_rows // num_rows
+
+    return _column_file(file, field, batches)
+
+
+def _parquet(data: BinaryIO) -> pq.ParquetFile:
+    return pq.ParquetFile(data, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False)
+
+
+def arrow_file(file: InputFile, column: str | None) -> TokenFile:
+    """A column of an Arrow IPC file: the file format, which Feather is too, or the stream format.
+
+    Raises:
+        ValueError: No column is as wanted, or several are.
+        FormatError: It is no Arrow file.
+    """
+    with _translated(file.name, "Arrow"), _arrow_source(file) as data:
+        schema = _arrow_reader(data, None).schema
+    field = _chosen_field(schema, column, file.name)
+    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(field.name)])
+
+    def batches() -> _Batches:
+        with _translated(file.name, "Arrow"), _arrow_source(file) as data:
+            reader = _arrow_reader(data, options)
+            for batch, num_bytes in _arrow_batches(reader, data, file.num_bytes or 0):
+                # One batch may be the whole file, whose map is not to be copied at once.
+                for start in range(0, batch.num_rows, _num_rows_at_a_time(field)):
+                    rows = batch.column(0).slice(start, _num_rows_at_a_time(field))
+                    yield rows, num_bytes * len(rows) // batch.num_rows
+
+    return _column_file(file, field, batches)
+
+
+def _arrow_source(file: InputFile) -> pa.NativeFile:
+    return pa.memory_map(file.local_path) if file.is_local else pa.PythonFile(file.open(), mode="r")
+
+
+def _arrow_reader(data: pa.NativeFile, options: pa.ipc.IpcReadOptions | None) -> _ArrowReader:
+    is_file_format = data.read(6) == b"ARROW1"
+    data.seek(0)
+    return (pa.ipc.open_file if is_file_format else pa.ipc.open_stream)(data, options=options)
+
+
+def _arrow_batches(reader: _ArrowReader, data: pa.NativeFile, num_bytes: int) -> Iterator[tuple[pa.RecordBatch, int]]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index), num_bytes // reader.num_record_batches
+        return
+    num_passed = 0
+    for batch in reader:
+        now = data.tell()
+        yield batch, now - num_passed
+        num_passed = now
+
+
+@contextlib.contextmanager
+def _translated(name: str, format_name: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:  # pyarrow says OSError too where bytes make no sense
+        raise FormatError(f"{name}: cannot be read as {format_name}: {error}") from error
+
+
+def _chosen_field(schema: pa.Schema, column: str | None, name: str) -> pa.Field:
+    suitable = [field for field in schema if pa.types.is_integer(field.type) or _has_lists(field)]
+    chosen = [field for field in suitable if column in {None, field.name}]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(field.name for field in suitable) or "none"
+    wanted = "one column" if column is None else f"a column {column!r}"
+    raise ValueError(f"{name}: wanted {wanted} of ids or of lists of ids; of that kind it has: {names}")
+
+
+def _has_lists(field: pa.Field) -> bool:
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(field.type) for is_kind in is_list) and bool(pa.types.is_integer(field.type.value_type))
+
+
+def _num_rows_at_a_time(field: pa.Field) -> int:
+    return _NUM_LIST_ROWS if _has_lists(field) else _NUM_ID_ROWS
+
+
+def _column_file(file: InputFile, field: pa.Field, batches: Callable[[], _Batches]) -> TokenFile:
+    def pieces() -> Iterator[Piece]:
+        for rows, num_bytes in _checked(batches(), file.name):
+            yield Piece(rows.to_numpy(zero_copy_only=False), num_bytes)
+
+    def row_pieces() -> Iterator[RowPiece]:
+        num_rows = 0
+        for rows, num_bytes in _checked(batches(), file.name):
+            ids = rows.flatten()
+            bounds = np.zeros(len(rows) + 1, dtype=np.int64)
+            np.cumsum(pc.list_value_length(rows).to_numpy(zero_copy_only=False), out=bounds[1:])
+            if ids.null_count:
+                row = num_rows + int(bounds.searchsorted(_first_null(ids), side="right")) - 1
+                raise FormatError(f"{file.name}, row {row}: null where an id should be")
+            num_rows += len(rows)
+            yield RowPiece(ids.to_numpy(zero_copy_only=False), bounds, num_bytes)
+
+    def joined_pieces() -> Iterator[Piece]:
+        for piece in row_pieces():
+            yield Piece(piece.ids, piece.num_bytes)
+
+    if _has_lists(field):
+        return TokenFile(name=file.name, num_bytes=file.num_bytes, pieces=joined_pieces, row_pieces=row_pieces)
+    return TokenFile(name=file.name, num_bytes=file.num_bytes, pieces=pieces)
+
+
+def _checked(batches: _Batches, name: str) -> _Batches:
+    num_rows = 0
+    for rows, num_bytes in batches:
+        with _translated(name, "Arrow data"):
+            rows.validate(full=True)  # offsets of a damaged file could point anywhere
+        if rows.null_count:
+            raise FormatError(f"{name}, row {num_rows + _first_null(rows)}: null where ids should be")
+        num_rows += len(rows)
+        yield rows, num_bytes
+
+
+def _first_null(array: pa.Array) -> int:
+    index: int = array.is_null().index(pa.scalar(value=True)).as_py()
+    return index
