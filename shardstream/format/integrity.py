@@ -28,16 +28,16 @@ class ShardTally:
         self._min_token: int | None = None
         self._max_token: int | None = None
 
+    def widen(self, low: int, high: int) -> None:
+        """Take note that tokens of the shard go from ``low`` to ``high``."""
+        self._min_token = low if self._min_token is None else min(low, self._min_token)
+        self._max_token = high if self._max_token is None else max(high, self._max_token)
+
     def update(self, tokens: NDArray[np.unsignedinteger[Any]]) -> None:
-        """Add the next tokens: 1-D, contiguous, in the stored dtype."""
-        if not len(tokens):
-            return
+        """Add the next tokens: 1-D, contiguous, in the stored dtype. Their range is :meth:`widen`'s business."""
         self._sha256.update(tokens.data)
         self._num_tokens += len(tokens)
         self._num_bytes += tokens.nbytes
-        low, high = int(tokens.min()), int(tokens.max())
-        self._min_token = low if self._min_token is None else min(low, self._min_token)
-        self._max_token = high if self._max_token is None else max(high, self._max_token)
         if self._eos_id is not None:
             self._num_eos += int(np.count_nonzero(tokens == self._eos_id))
 
@@ -82,7 +82,9 @@ def content_problem(manifest: Manifest, entry: ShardEntry, file: BinaryIO) -> st
             if not got:
                 return f"truncated: {entry.num_bytes - num_unread + filled} bytes of tokens, wanted {entry.num_bytes}"
             filled += got
-        tally.update(np.frombuffer(wanted, dtype=manifest.dtype))
+        tokens = np.frombuffer(wanted, dtype=manifest.dtype)
+        tally.update(tokens)
+        tally.widen(int(tokens.min()), int(tokens.max()))
         num_unread -= filled
     if file.read(1):
         return f"too long: bytes follow after the {entry.file_bytes} that the manifest says"

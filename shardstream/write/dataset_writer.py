@@ -170,11 +170,12 @@ class DatasetWriter:
             )
         pieces = list(token_arrays(tokens, self._num_tokens, flatten=True))
         position = self._num_tokens
+        ranges = []
         for piece in pieces:
-            self._check_ids(piece, position)
+            ranges.append(self._range_of(piece, position))
             position += len(piece)
-        for piece in pieces:
-            self._write(piece, lambda _: Progress(num_documents=self._num_documents))
+        for piece, (low, high) in zip(pieces, ranges, strict=True):
+            self._write(piece, low, high, lambda _: Progress(num_documents=self._num_documents))
 
     def append_document(self, tokens: object) -> None:
         """Continue the token stream with a document and ``eos_id`` after it.
@@ -196,7 +197,8 @@ class DatasetWriter:
         num_durable = self._resumed.document_tokens
         if num_durable:
             self._resumed.check_document(document, self._dtype)
-        self._write(document[num_durable:], lambda n: self._progress_in(document, num_durable + n))
+        rest = document[num_durable:]
+        self._write(rest, int(rest.min()), int(rest.max()), lambda n: self._progress_in(document, num_durable + n))
         self._resumed = Progress()
         self._num_documents += 1
 
@@ -284,12 +286,13 @@ class DatasetWriter:
                 "documents; nothing can follow"
             )
 
-    def _check_ids(self, tokens: _Integers, position: int) -> None:
+    def _range_of(self, tokens: _Integers, position: int) -> tuple[int, int]:
+        """The lowest and the highest id, both within the vocabulary."""
         if not len(tokens):
-            return
+            return 0, 0
         low, high = int(tokens.min()), int(tokens.max())
         if low >= 0 and high < self._vocab_size:
-            return
+            return low, high
         index = int(np.argmax((tokens < 0) | (tokens >= self._vocab_size)))
         raise ValueError(
             f"token at position {position + index} is {int(tokens[index])}; wanted 0 to {self._vocab_size - 1} "
@@ -301,7 +304,7 @@ class DatasetWriter:
         document = np.empty(sum(map(len, pieces)) + 1, dtype=self._dtype)
         fill = 0
         for piece in pieces:
-            self._check_ids(piece, start + fill)
+            self._range_of(piece, start + fill)
             document[fill : fill + len(piece)] = piece
             fill += len(piece)
         document[fill] = eos_id
@@ -322,9 +325,9 @@ class DatasetWriter:
             document_sha256=checksum_of_tokens(document[:num_written], self._dtype),
         )
 
-    def _write(self, tokens: _Integers, progress_at: Callable[[int], Progress]) -> None:
+    def _write(self, tokens: _Integers, low: int, high: int, progress_at: Callable[[int], Progress]) -> None:
         try:
-            self._shards.write(tokens, progress_at)
+            self._shards.write(tokens, low, high, progress_at)
         except BaseException as error:  # KeyboardInterrupt too: part of the tokens may be in a block already
             self._failure = error
             raise

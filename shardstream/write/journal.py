@@ -7,6 +7,7 @@ removed when the manifest is published.
 """
 
 import hashlib
+import re
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from shardstream.storage.store import Store
 
 JOURNAL_FOLDER: Final = "journal"
 LOCK_NAME: Final = f"{JOURNAL_FOLDER}/lock"
+_RECORD_NAME: Final = re.compile(rf"{JOURNAL_FOLDER}/\d{{6,}}\.json")
 _HEAD_NAME: Final = f"{JOURNAL_FOLDER}/head.json"
 _MAX_RECORD_BYTES: Final = 2**20
 
@@ -109,6 +111,10 @@ class Journal:
                 break
             shards.append(record.shard)
             progress = record.progress
+        # A later shard may have become durable before one that never did: its record must not outlive this look.
+        for name in names.difference(map(_record_name, range(len(shards)))):
+            if _RECORD_NAME.fullmatch(name):
+                self._store.delete(name)
         return shards, progress
 
     def remove(self) -> None:

@@ -1,6 +1,7 @@
 """A token stream cut into shards that become durable one after the other."""
 
 import contextlib
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,11 +17,13 @@ from shardstream.write.shard_writer import BLOCK_BYTES, BlockPool, ShardWriter
 if TYPE_CHECKING:
     from shardstream.write.shard_writer import Block
 
+# Small shards wait for fsync more than they are written: so many may do so at a time.
+_MAX_FINISHING: Final = 3
 _MAX_NUM_SHARDS: Final = MAX_MANIFEST_BYTES // 256  # a row takes some 200 bytes
 
 
 class ShardSequence:
-    """Cuts tokens at blocks and shards. While one shard is made durable, the next is filled.
+    """Cuts tokens at blocks and shards. While some shards are made durable, the next is filled.
 
     Args:
         store: Where the shards go.
@@ -48,17 +51,20 @@ class ShardSequence:
         self._eos_id = eos_id
         self._record = record
         self._pool = BlockPool(min(BLOCK_BYTES // dtype.itemsize, shard_tokens), dtype)
-        self._finishing: ShardWriter | None = None
+        self._finishing: deque[ShardWriter] = deque()
         self._shard: ShardWriter | None = None
         self._shard_fill = 0
         self._block: Block | None = None
         self._block_fill = 0
 
-    def write(self, tokens: NDArray[np.integer[Any]], progress_at: Callable[[int], Progress]) -> None:
+    def write(
+        self, tokens: NDArray[np.integer[Any]], low: int, high: int, progress_at: Callable[[int], Progress]
+    ) -> None:
         """Add tokens.
 
         Args:
             tokens: 1-D ids that fit the dtype; copied.
+            low, high: Their range, which whoever checked them knows.
             progress_at: What to record when a shard is full after the first ``n`` of them, given ``n``.
 
         Raises:
@@ -67,36 +73,46 @@ class ShardSequence:
         start = 0
         while start < len(tokens):
             shard = self._shard = self._shard or self._new_shard()
+            piece = tokens[start : start + self._shard_tokens - self._shard_fill]
+            start += len(piece)
+            self._shard_fill += len(piece)
+            if len(piece) < len(tokens):
+                low, high = int(piece.min()), int(piece.max())
+            shard.widen(low, high)
+            self._fill_blocks(shard, piece)
+            if self._shard_fill == self._shard_tokens:
+                self._finish_shard(shard, progress_at(start))
+
+    def _fill_blocks(self, shard: ShardWriter, tokens: NDArray[np.integer[Any]]) -> None:
+        start = 0
+        while start < len(tokens):
             block = self._block = self._pool.take() if self._block is None else self._block
-            room = min(len(block) - self._block_fill, self._shard_tokens - self._shard_fill)
-            piece = tokens[start : start + room]
+            piece = tokens[start : start + len(block) - self._block_fill]
             block[self._block_fill : self._block_fill + len(piece)] = piece
             start += len(piece)
             self._block_fill += len(piece)
-            self._shard_fill += len(piece)
-            if self._shard_fill == self._shard_tokens:
-                self._finish_shard(shard, progress_at(start))
-            elif self._block_fill == len(block):
+            if self._block_fill == len(block):
                 self._send_block(shard)
 
     def finish(self, progress: Progress) -> None:
         """Make the last, short shard durable too; :attr:`entries` are complete then."""
         if self._shard is not None:
             self._finish_shard(self._shard, progress)
-        self._await_finishing()
+        while self._finishing:
+            self._await_first()
 
     def abandon(self) -> None:
         """Stop the threads; a shard that is not full is dropped."""
         if self._shard is not None:
             self._shard.abandon()
-        for shard in (self._finishing, self._shard):
-            if shard is not None:
-                with contextlib.suppress(Exception):  # whoever abandons has an error to show already
-                    self._keep(shard.entry())
-        self._finishing = self._shard = None
+            self._finishing.append(self._shard)
+            self._shard = None
+        while self._finishing:
+            with contextlib.suppress(Exception):  # whoever abandons has an error to show already
+                self._await_first()
 
     def _new_shard(self) -> ShardWriter:
-        index = len(self.entries) + (self._finishing is not None)
+        index = len(self.entries) + len(self._finishing)
         if index == _MAX_NUM_SHARDS:
             raise StorageError(
                 f"{self._store.uri}: {index} shards, and a manifest lists no more; use larger shard_tokens"
@@ -108,22 +124,20 @@ class ShardSequence:
         if self._block is not None:
             shard.write(self._block, self._block_fill)
         self._block, self._block_fill = None, 0
-        for writer in (self._finishing, shard):
-            if writer is not None and writer.error is not None:
+        for writer in (*self._finishing, shard):
+            if writer.error is not None:
                 raise writer.error
 
     def _finish_shard(self, shard: ShardWriter, progress: Progress) -> None:
         self._send_block(shard)
-        self._await_finishing()
-        index = len(self.entries)
+        index = len(self.entries) + len(self._finishing)
         shard.finish(lambda entry: self._record(index, entry, progress))
-        self._finishing, self._shard, self._shard_fill = shard, None, 0
+        self._finishing.append(shard)
+        self._shard, self._shard_fill = None, 0
+        if len(self._finishing) > _MAX_FINISHING:
+            self._await_first()
 
-    def _await_finishing(self) -> None:
-        if self._finishing is not None:
-            self._keep(self._finishing.entry())
-            self._finishing = None
-
-    def _keep(self, entry: ShardEntry | None) -> None:
+    def _await_first(self) -> None:
+        entry = self._finishing.popleft().entry()
         if entry is not None:
             self.entries.append(entry)

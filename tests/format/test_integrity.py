@@ -55,6 +55,8 @@ def test_tally_is_that_of_all_tokens_at_once(blocks: list[list[int]], dtype: str
     tally = ShardTally(eos_id)
     for array in arrays:
         tally.update(array)
+        if len(array):
+            tally.widen(int(array.min()), int(array.max()))
     entry = tally.entry("a.bin")
 
     assert entry.name == "a.bin"

@@ -309,6 +309,7 @@ def test_a_durable_shard_that_vanished_is_written_again(tmp_path: Path) -> None:
 
     with DatasetWriter(tmp_path, vocab_size=100, shard_tokens=2, resume=True) as resumed:
         assert resumed.num_tokens == 4
+        assert sorted(path.name for path in (tmp_path / "journal").glob("0*")) == ["000000.json", "000001.json"]
         resumed.append(range(4, 10))
     assert shardstream.open(tmp_path)[:].tolist() == list(range(10))
 

@@ -29,6 +29,7 @@ def written(recorder: Recorder, *, is_wanted: bool = True) -> tuple[ShardWriter,
     """A shard to which more blocks were sent than there are, and its pool."""
     pool = BlockPool(4, np.dtype("<u2"))
     shard = ShardWriter(recorder, "a.bin", eos_id=None, pool=pool)
+    shard.widen(7, 7)
     for _ in range(NUM_BLOCKS + 2):
         block = pool.take()
         block[:] = 7
