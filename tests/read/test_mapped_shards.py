@@ -87,7 +87,7 @@ def test_a_start_outside_is_refused(start: int, is_warm: bool, tmp_path: Path) -
 def test_a_window_longer_than_the_view_allows_is_copied_in_spans(tmp_path: Path) -> None:
     """Windows too long for the strided view are right too."""
     shards, tokens = shards_of(tmp_path, [50_000, 50_000, 50_000])
-    starts = np.array([0, 1, 40_000, 60_000])
+    starts = np.array([0, 1, 40_000, 60_000, 7, 99_000])
     length = 2**15 + 7
 
     np.testing.assert_array_equal(windows_of(tokens, starts, length), shards.gather(starts, length, None))
