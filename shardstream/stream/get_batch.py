@@ -60,8 +60,10 @@ def get_batch(
         windows = _windows_of(tokens, context_length + 1)[starts]
     _check_range(windows, vocab_size)
     # One cast each, into memory that is the caller's from then on.
-    inputs = torch.from_numpy(windows[:, :-1].astype(np.int64, order="C"))
-    targets = torch.from_numpy(windows[:, 1:].astype(np.int64, order="C"))
+    inputs = torch.from_numpy(windows[:, :-1].astype(np.int64, "C"))
+    targets = torch.from_numpy(windows[:, 1:].astype(np.int64, "C"))
+    if device == "cpu":  # they are there already, and a call into torch shows
+        return inputs, targets
     return inputs.to(device), targets.to(device)
 
 
@@ -85,20 +87,24 @@ def _checked(
     return tokens
 
 
-def _draw(num_starts: int, batch_size: int, generator: "torch.Generator | None") -> NDArray[np.int64]:
-    """Uniform on ``[0, num_starts)``, shape (batch_size,)."""
+def _random_int63(count: int, generator: "torch.Generator | None") -> NDArray[np.int64]:
+    """Uniform on ``[0, 2**63)``, shape (count,)."""
     import torch  # noqa: PLC0415
 
-    device = "cpu" if generator is None else generator.device
+    if generator is None:
+        return torch.empty(count, dtype=torch.int64).random_().numpy()
+    draws = torch.empty(count, dtype=torch.int64, device=generator.device)
+    return draws.random_(generator=generator).cpu().numpy()
 
-    def fresh(count: int) -> NDArray[np.int64]:
-        return torch.empty(count, dtype=torch.int64, device=device).random_(generator=generator).cpu().numpy()
 
-    last = _NUM_DRAWS - _NUM_DRAWS % num_starts - 1
-    draws = fresh(batch_size)
+def _draw(num_starts: int, batch_size: int, generator: "torch.Generator | None") -> NDArray[np.int64]:
+    """Uniform on ``[0, num_starts)``, shape (batch_size,)."""
+    # Arrays of no dimension, since NumPy computes with plain integers half as fast.
+    last = np.array(_NUM_DRAWS - _NUM_DRAWS % num_starts - 1)
+    draws = _random_int63(batch_size, generator)
     while num_rejected := np.count_nonzero(is_rejected := draws > last):
-        draws[is_rejected] = fresh(int(num_rejected))
-    starts: NDArray[np.int64] = draws % num_starts
+        draws[is_rejected] = _random_int63(int(num_rejected), generator)
+    starts: NDArray[np.int64] = draws % np.array(num_starts)
     return starts
 
 
