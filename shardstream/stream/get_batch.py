@@ -26,8 +26,8 @@ def get_batch(
     """Draw a batch of samples, uniformly and with replacement.
 
     A sample starts at any of the ``len(tokens) - context_length`` positions that leave room for its targets, the last
-    one included. Each is exactly equally likely: draws are rejected rather than folded, since torch's own ``randint``
-    prefers low numbers once the range passes some 2**30.
+    one included. Each is exactly equally likely: of 2**63 draws, those that a modulo would fold unevenly on the starts are
+    rejected and drawn again.
 
     Args:
         tokens: The token stream: a 1-D array or memmap of any integer dtype, or an open dataset.

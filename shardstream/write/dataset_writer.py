@@ -193,12 +193,13 @@ class DatasetWriter:
         if self._eos_id is None:
             raise ValueError("append_document() needs an eos_id to end the document with; give one to DatasetWriter")
         start = self._num_tokens - self._resumed.document_tokens
-        document = self._document_of(list(token_arrays(tokens, start, flatten=False)), start, self._eos_id)
+        pieces = list(token_arrays(tokens, start, flatten=False))
+        document, low, high = self._document_of(pieces, start, self._eos_id)
         num_durable = self._resumed.document_tokens
         if num_durable:
             self._resumed.check_document(document, self._dtype)
-        rest = document[num_durable:]
-        self._write(rest, int(rest.min()), int(rest.max()), lambda n: self._progress_in(document, num_durable + n))
+            low, high = int(document[num_durable:].min()), int(document[num_durable:].max())
+        self._write(document[num_durable:], low, high, lambda n: self._progress_in(document, num_durable + n))
         self._resumed = Progress()
         self._num_documents += 1
 
@@ -270,7 +271,8 @@ class DatasetWriter:
 
     def _check_usable(self, *, to_publish: bool = False) -> None:
         if self._is_closed:
-            raise ValueError(f"{self.uri}: the writer is closed; the dataset is complete")
+            state = "nothing was published" if self._manifest is None else "the dataset is complete"
+            raise ValueError(f"{self.uri}: the writer is closed; {state}")
         if self._failure is not None:
             raise StorageError(
                 f"{self.uri}: the writer failed before and publishes nothing; resume=True goes on from the last "
@@ -299,12 +301,15 @@ class DatasetWriter:
             f"(vocab_size is {self._vocab_size})"
         )
 
-    def _document_of(self, pieces: list[_Integers], start: int, eos_id: int) -> Block:
-        """One array in the stored dtype: the ids, checked, and ``eos_id`` after them."""
+    def _document_of(self, pieces: list[_Integers], start: int, eos_id: int) -> tuple[Block, int, int]:
+        """One array in the stored dtype, the ids, checked, and ``eos_id`` after them; and its lowest and highest id."""
+        low = high = eos_id
         document = np.empty(sum(map(len, pieces)) + 1, dtype=self._dtype)
         fill = 0
         for piece in pieces:
-            self._range_of(piece, start + fill)
+            if len(piece):
+                piece_low, piece_high = self._range_of(piece, start + fill)
+                low, high = min(low, piece_low), max(high, piece_high)
             document[fill : fill + len(piece)] = piece
             fill += len(piece)
         document[fill] = eos_id
@@ -313,7 +318,7 @@ class DatasetWriter:
                 f"token at position {start + index} is eos_id {eos_id}, inside document {self._num_documents}; leave it "
                 "out, since append_document() ends the document itself, or pass allow_eos_in_documents=True"
             )
-        return document
+        return document, low, high
 
     def _progress_in(self, document: Block, num_written: int) -> Progress:
         """Where the stream stands after the first ``num_written`` tokens of a document."""

@@ -25,7 +25,7 @@ from shardstream.storage.store import Upload
 Block: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
 # Multiples of 2 MiB let the page cache keep a fresh shard in huge pages, which makes random reads of it 1.4 times as
-# fast; above 4 MiB blocks leave the processor's cache between fill, hash and write.
+# fast; twice that, so that what Python does for each block does not count.
 BLOCK_BYTES: Final = 2**22
 # 128 MiB: a default shard of uint16 may wait in memory as a whole while the next one is filled.
 NUM_BLOCKS: Final = 32

@@ -174,6 +174,8 @@ def test_an_exception_publishes_nothing_and_keeps_what_is_durable(tmp_path: Path
         raise KeyboardInterrupt
     with pytest.raises(StorageError, match="no such file"):
         shardstream.open(tmp_path)
+    with pytest.raises(ValueError, match="the writer is closed; nothing was published"):
+        writer.append([1])
     with pytest.raises(ValueError, match="nothing is published yet"):
         writer.manifest  # noqa: B018 - the property raises
     with pytest.raises(StorageError, match="an unfinished dataset: resume=True continues it, overwrite=True starts"):
