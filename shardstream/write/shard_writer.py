@@ -1,18 +1,19 @@
 """Blocks of tokens -> one shard in the store -> its entry.
 
 A shard is written while it is being filled: blocks of a few MiB go to a thread that takes their checksum and
-statistics and hands them to the store. hashlib, NumPy and file writes all run without the interpreter's lock, so this
-overlaps with the caller's work.
+statistics, and beside it to one that hands them to the store. hashlib, NumPy and file writes all run without the
+interpreter's lock, so this overlaps with the caller's work.
 
 On a fast disk the checksum is the bound: one core takes 1.9 GB/s of sha256, and the bytes of one shard must go through
 it in order. So there are blocks enough for one shard to lag behind while the next is filled: then two cores hash, and
-when a shard is being made durable (fsync waits for the disk) the others go on. Memory is those blocks, 128 MiB at most,
-whatever the size of a shard.
+when one waits for the disk the others go on. Memory is those blocks, 128 MiB at most, whatever the size of a shard.
 """
 
+import mmap
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -24,8 +25,7 @@ from shardstream.storage.store import Upload
 
 Block: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
-# Multiples of 2 MiB let the page cache keep a fresh shard in huge pages, which makes random reads of it 1.4 times as
-# fast; twice that, so that what Python does for each block does not count.
+# Large enough that neither a disk's latency nor what Python does for each block counts.
 BLOCK_BYTES: Final = 2**22
 # 128 MiB: a default shard of uint16 may wait in memory as a whole while the next one is filled.
 NUM_BLOCKS: Final = 32
@@ -49,7 +49,8 @@ class BlockPool:
         """A block to fill; waits until one is free."""
         if self._num_unmade:
             self._num_unmade -= 1
-            return np.empty(self.block_tokens, dtype=self._dtype)
+            # Whole pages, which a store may write past the page cache; np.empty starts 16 bytes behind a page's start.
+            return np.frombuffer(mmap.mmap(-1, self.block_tokens * self._dtype.itemsize), dtype=self._dtype)
         return self._free.get()
 
     def give_back(self, block: Block) -> None:
@@ -124,19 +125,22 @@ class ShardWriter:
             self._upload.abort()
 
     def _write_blocks(self) -> None:
-        while item := self._blocks.get():
-            block, num_tokens = item
-            try:
-                tokens = block[:num_tokens]
-                self._tally.update(tokens)
-                self._upload.write(tokens.data.cast("B"))
-            except BaseException:
-                # The caller may be waiting for a block to come back, and must not for ever.
-                while unwritten := self._blocks.get():
-                    self._pool.give_back(unwritten[0])
-                raise
-            finally:
-                self._pool.give_back(block)
+        # While one core takes a block's checksum, the disk may have the block already.
+        with ThreadPoolExecutor(1, thread_name_prefix=f"{self._thread.name}-store") as store_thread:
+            while item := self._blocks.get():
+                block, num_tokens = item
+                try:
+                    tokens = block[:num_tokens]
+                    written = store_thread.submit(self._upload.write, tokens.data.cast("B"))
+                    self._tally.update(tokens)
+                    written.result()
+                except BaseException:
+                    # The caller may be waiting for a block to come back, and must not for ever.
+                    while unwritten := self._blocks.get():
+                        self._pool.give_back(unwritten[0])
+                    raise
+                finally:
+                    self._pool.give_back(block)
 
     def _commit(self, publish: Callable[[ShardEntry], None]) -> None:
         self._upload.commit()

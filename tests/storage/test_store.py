@@ -1,6 +1,7 @@
 """Laws that every store obeys, and what only a disk can do."""
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -176,6 +177,40 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         store.put("x", b"", overwrite=True)
     with pytest.raises(StorageError, match="cannot create"), store.lock("journal/lock"):
         raise AssertionError
+
+
+@pytest.mark.parametrize("has_direct", [True, False])
+def test_whole_pages_may_go_past_the_page_cache(
+    has_direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages in aligned memory, then anything: the file holds just that, also where the disk takes no direct writes."""
+    if not has_direct:
+
+        def refuse_direct(path: str, flags: int, mode: int = 0o777) -> int:
+            if flags & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return real_open(path, flags, mode)
+
+        real_open = os.open
+        monkeypatch.setattr(os, "open", refuse_direct)
+    data = os.urandom(5 * mmap.PAGESIZE)
+    with mmap.mmap(-1, len(data)) as pages:
+        pages.write(data)
+        upload = LocalStore(str(tmp_path)).create("shard")
+        with memoryview(pages) as view:
+            for start, stop in ((0, 2), (2, 3), (3, 5)):
+                upload.write(view[start * mmap.PAGESIZE : stop * mmap.PAGESIZE])
+            for part in (b"", b"tail", view):
+                upload.write(memoryview(part))
+        upload.commit()
+
+    assert (tmp_path / "shard").read_bytes() == data + b"tail" + data
+
+
+def test_a_name_too_long_is_reported(tmp_path: Path) -> None:
+    """An error of opening is not taken for one of direct writes."""
+    with pytest.raises(StorageError, match="xxx: cannot create: File name too long"):
+        LocalStore(str(tmp_path)).create("x" * 250)
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
