@@ -9,11 +9,13 @@ from shardstream.errors import FormatError, IntegrityError, ResumeError, Shardst
 from shardstream.format.manifest import Manifest, ShardEntry, TokenizerIdentity
 from shardstream.read.token_dataset import ShardProblem, TokenDataset, VerifyReport
 from shardstream.read.token_dataset import open_dataset as open  # noqa: A004 - `shardstream.open` reads as `gzip.open` does
+from shardstream.stream.batch_stream import BatchStream, StreamStats
 from shardstream.stream.get_batch import get_batch
 from shardstream.write.dataset_writer import DatasetWriter
 from shardstream.write.merge import merge
 
 __all__ = [
+    "BatchStream",
     "DatasetWriter",
     "FormatError",
     "IntegrityError",
@@ -23,6 +25,7 @@ __all__ = [
     "ShardProblem",
     "ShardstreamError",
     "StorageError",
+    "StreamStats",
     "TokenDataset",
     "TokenizerIdentity",
     "VerifyReport",

@@ -21,6 +21,9 @@ DEFAULT_BLOCK_TOKENS: Final = 2**20
 # 64 MiB of uint16 are mixed at a time, which a page cache always holds.
 DEFAULT_BUFFER_BLOCKS: Final = 32
 
+_SEQUENTIAL_RANGE_TOKENS: Final = 2**20
+_SEQUENTIAL_AHEAD_TOKENS: Final = 2**24
+
 _U64 = functools.partial(np.array, dtype=np.uint64)
 
 
@@ -38,10 +41,21 @@ class Order(Protocol):
     """What every order can say."""
 
     name: ClassVar[str]
-    lanes: int
-    """Fixed sub-streams that samples are dealt from: sample n belongs to lane ``n % lanes``."""
-    samples_per_epoch: int | None
-    """None where epochs do not apply."""
+
+    @property
+    def lanes(self) -> int:
+        """Fixed sub-streams that samples are dealt from: sample n belongs to lane ``n % lanes``."""
+        ...
+
+    @property
+    def samples_per_epoch(self) -> int | None:
+        """None where epochs do not apply."""
+        ...
+
+    @property
+    def mixed_samples(self) -> int:
+        """How many samples ahead :meth:`ranges` should be read: all that share a buffer. 0 if there are no ranges."""
+        ...
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -52,7 +66,7 @@ class Order(Protocol):
         """First position of each sample's window.
 
         Args:
-            samples: Sample numbers since the run began, 0 or more, any shape.
+            samples: Sample numbers since the run began, 0 or more, in an array of one dimension or more.
 
         Returns:
             Positions, of the same shape.
@@ -79,6 +93,7 @@ class Shuffle:
 
     name: ClassVar[str] = "shuffle"
     lanes = 1
+    mixed_samples = 0
 
     def __init__(self, num_tokens: int, context_length: int, seed: int) -> None:
         self._context_length = context_length
@@ -136,6 +151,7 @@ class BlockShuffle:
         self._num_lacking = self._num_blocks * self._block_windows - self._num_windows
         self._buffer_windows = buffer_blocks * self._block_windows
         self._lane_windows = self._num_windows // lanes
+        self.mixed_samples: int = min(self._buffer_windows, self._lane_windows) * lanes
         self.samples_per_epoch: int = self._lane_windows * lanes
 
     @property
@@ -189,7 +205,7 @@ class BlockShuffle:
 
     def _block_ranges(self, epoch: int, first: int, stop: int, sample: int) -> Iterator[PlannedRange]:
         """The ranges of positions behind the places ``[first, stop)`` of the block sequence."""
-        (low, high), offsets = self._blocks(epoch, np.array([first, stop - 1]))
+        (low, high), offsets = self._blocks(epoch, np.array([first, stop - 1], dtype=np.int64))
         for number in range(int(low), int(high) + 1):
             block = int(self._block_permutation(epoch)(np.array(number, dtype=np.int64)))
             start = block * self._block_windows + (int(offsets[0]) if number == low else 0)
@@ -206,6 +222,7 @@ class Sequential:
 
     def __init__(self, num_tokens: int, context_length: int) -> None:
         self._context_length = context_length
+        self.mixed_samples: int = max(1, _SEQUENTIAL_AHEAD_TOKENS // context_length)
         self.samples_per_epoch: int = num_windows(num_tokens, context_length)
 
     @property
@@ -217,7 +234,7 @@ class Sequential:
 
     def ranges(self, sample: int, lanes: Sequence[int]) -> Iterator[PlannedRange]:
         del lanes
-        step = max(1, DEFAULT_BLOCK_TOKENS // self._context_length)
+        step = max(1, _SEQUENTIAL_RANGE_TOKENS // self._context_length)
         while True:
             first = sample % self.samples_per_epoch
             stop = min(first + step, self.samples_per_epoch)
@@ -231,6 +248,7 @@ class Random:
     name: ClassVar[str] = "random"
     lanes = 1
     samples_per_epoch = None
+    mixed_samples = 0
 
     def __init__(self, num_tokens: int, context_length: int, seed: int) -> None:
         self._num_starts = num_tokens - context_length

@@ -5,6 +5,9 @@ A balanced Feistel network permutes the domain of the smallest power of four tha
 four turns on average. The round function adds a 64-bit key, multiplies and shifts: integers of 64 bits that wrap,
 nothing that a library or a machine could do another way. ORDER.md states it for other languages.
 
+The rounds alone make even permutations only, which shows in small or full domains: over 15 elements, 95 in 100 were odd.
+So a key is added before the first round, which is odd as often as not.
+
 A Philox-like network with fewer rounds is faster and visibly not random: over 2**20 elements, 4 rounds give a
 fifteenth of the distinct differences between neighbours that a random permutation has.
 """
@@ -17,8 +20,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# 8 pass every test of tests/order. Two more cost a quarter of a time that does not count, and help small domains, whose
-# round functions have few values.
+# Large domains look random from 4 on. Small ones, whose round functions have few values, need more: over 3 to 7 elements,
+# 400,000 keys tell 8 rounds from a uniform choice of permutation, and do not tell 10.
 NUM_ROUNDS: Final = 10
 MAX_LENGTH: Final = 2**62
 
@@ -59,7 +62,8 @@ class Permutation:
             raise ValueError(f"length is {length}; wanted 1 to 2**62")
         self.length = length
         half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
-        self._keys = [_U64(round_key) for round_key in keys_of(key, NUM_ROUNDS)]
+        self._addend, *self._keys = map(_U64, keys_of(key, 1 + NUM_ROUNDS))
+        self._mask = _U64((1 << 2 * half_bits) - 1)
         self._half_bits = _U64(half_bits)
         self._half_mask = _U64((1 << half_bits) - 1)
         self._to_half = _U64(64 - half_bits)
@@ -92,6 +96,7 @@ class Permutation:
         return values.view(np.int64).reshape(indices.shape)
 
     def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        values = (values + self._addend) & self._mask
         left, right = values >> self._half_bits, values & self._half_mask
         for key in self._keys:
             left, right = right, left ^ (mix(right, key) >> self._to_half)
@@ -102,7 +107,7 @@ class Permutation:
         left, right = values >> self._half_bits, values & self._half_mask
         for key in reversed(self._keys):
             left, right = right ^ (mix(left, key) >> self._to_half), left
-        joined: NDArray[np.uint64] = (left << self._half_bits) | right
+        joined: NDArray[np.uint64] = (((left << self._half_bits) | right) - self._addend) & self._mask
         return joined
 
 

@@ -12,13 +12,15 @@ closed, only let go of, in generations: a gather holds the generation current at
 next one together with the maps retired between the two, and reference counting does the rest.
 """
 
+import contextlib
 import mmap
 import os
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,11 @@ _MAX_NUM_BLOCKS: Final = 2**19
 _MAX_NUM_VIEWS: Final = 16
 # So few windows are read one by one sooner than they are sorted by shard: those of a batch that cross a bound.
 _FEW: Final = 4
+# The kernel reads no more at one asking than a disk's read-ahead, of which 128 KiB is the default.
+_ADVICE_BYTES: Final = 2**17
+# A look at a file takes 2 microseconds, and 100 times as long on a network's filesystem.
+_SEEN_S: Final = 0.05
+_LOOK_S: Final = 0.001
 _NOT_READY: Final = np.iinfo(np.int64).min
 
 
@@ -54,6 +61,15 @@ def max_open_maps() -> int:
     if sys.version_info >= (3, 13) or soft_limit == resource.RLIM_INFINITY:
         return 2**14
     return max(1, min(soft_limit // 2, 2**14))
+
+
+class _Map(NamedTuple):
+    """One shard in memory."""
+
+    tokens: Tokens
+    """Keeps the map alive by itself."""
+    raw: mmap.mmap
+    path: str | os.PathLike[str]
 
 
 class _Generation:
@@ -91,7 +107,7 @@ class MappedShards:
         self._dtype = dtype
         self._locate = locate
         self._max_maps = max_maps
-        self._maps: dict[int, Tokens] = {}  # oldest first
+        self._maps: dict[int, _Map] = {}  # oldest first
         self._generation = _Generation()
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
@@ -101,6 +117,8 @@ class MappedShards:
         # stands for "no shard".
         self._row_shift = np.zeros(num_shards + 1, dtype=np.int64)
         self._ready_stop = np.full(num_shards + 1, _NOT_READY, dtype=np.int64)
+        self._is_seen = np.zeros(num_shards + 1, dtype=np.bool_)
+        self._seen_s = 0.0
         block_bits, self._shard_of_block = _block_table(bounds)
         self._block_bits = _scalar(block_bits)
         self._cells = np.asarray(_AddressSpace(1, dtype)).view(dtype)
@@ -167,6 +185,77 @@ class MappedShards:
             filled += len(piece)
         return out
 
+    def look_ahead(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """Ask the kernel to read ranges into the page cache; returns before they are there.
+
+        A shard that cannot be mapped is left for the read that needs it to report.
+
+        Args:
+            starts, stops: Positions, half-open, shape (n,) each, within the dataset.
+        """
+        shards = self._bounds.searchsorted(starts, side="right") - 1
+        firsts = starts - self._bounds[shards]
+        # Most lie in one shard: no Python for each but the call itself.
+        is_whole = firsts + (stops - starts) <= self._bounds[shards + 1] - self._bounds[shards]
+        lasts = firsts + (stops - starts)
+        for shard, first, last in zip(
+            shards[is_whole].tolist(), firsts[is_whole].tolist(), lasts[is_whole].tolist(), strict=True
+        ):
+            self._advise(shard, first, last)
+        for start, stop in zip(starts[~is_whole].tolist(), stops[~is_whole].tolist(), strict=True):
+            for span in spans_of(start, stop, self._bounds):
+                self._advise(*span)
+
+    def _advise(self, shard: int, first: int, last: int) -> None:
+        """Ask for the tokens ``[first, last)`` of a shard."""
+        with self._own_lock(), contextlib.suppress(IntegrityError, StorageError):
+            self._map_all(np.array([shard]))
+            offset, itemsize = self._entries[shard].byte_offset, self._dtype.itemsize
+            start = (offset + first * itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
+            stop = offset + last * itemsize
+            with contextlib.suppress(OSError):  # advice only: not every filesystem takes it
+                for part in range(start, stop, _ADVICE_BYTES):
+                    self._maps[shard].raw.madvise(mmap.MADV_WILLNEED, part, min(_ADVICE_BYTES, stop - part))
+
+    def look_again(self, starts: NDArray[np.int64]) -> None:
+        """See that the shards of these windows are still there as a whole; reading a truncated one kills the process.
+
+        A shard seen less than 50 ms ago is believed, and so are those for which a millisecond was not enough.
+
+        Args:
+            starts: Positions within the dataset, shape (n,).
+
+        Raises:
+            IntegrityError: A shard is missing, or its size is wrong.
+        """
+        now = time.monotonic()
+        if now - self._seen_s > _SEEN_S:
+            self._seen_s = now
+            self._is_seen[:] = False
+        shards = self._shard_of_block[starts >> self._block_bits]
+        if np.count_nonzero(self._is_seen[shards]) == len(shards):
+            return
+        for shard in np.unique(shards).tolist():
+            # The next one too: some windows cross into it, and some blocks begin in the shard before.
+            for neighbour in (shard, shard + 1):
+                self._look_at(neighbour)
+            if time.monotonic() > now + _LOOK_S:
+                break
+
+    def _look_at(self, shard: int) -> None:
+        mapped = self._maps.get(shard)
+        if mapped is None or self._is_seen[shard]:
+            return  # whoever maps it looks at it then
+        try:
+            problem = size_problem(self._entries[shard], os.stat(mapped.path).st_size)
+        except OSError as error:
+            problem = f"the shard cannot be read any more: {error.strerror}"
+        if problem:
+            with self._own_lock():
+                self._retire([shard] if shard in self._maps else [])
+            raise IntegrityError(f"{os.fspath(mapped.path)}: {problem}; the dataset was changed while it was read")
+        self._is_seen[shard] = True
+
     def close(self) -> None:
         """Let go of all maps; the next read maps anew."""
         with self._own_lock():
@@ -215,7 +304,7 @@ class MappedShards:
         """All tokens of one shard; the array keeps its map alive by itself."""
         with self._own_lock():
             self._map_all(np.array([shard]))
-            return self._maps[shard]
+            return self._maps[shard].tokens
 
     def _map_all(self, shards: NDArray[np.int64]) -> None:
         """Have these shards mapped, at most ``max_maps`` of them; the oldest others make room."""
@@ -226,8 +315,11 @@ class MappedShards:
             kept = set(wanted)
             self._retire([shard for shard in self._maps if shard not in kept][:num_surplus])
         for shard in missing:
-            tokens = _map_tokens(self._locate(self._entries[shard]), self._entries[shard], self._dtype)
-            self._maps[shard] = tokens
+            entry = self._entries[shard]
+            path = self._locate(entry)
+            raw = _map_file(path, entry)
+            tokens = np.frombuffer(raw, self._dtype, entry.num_tokens, entry.byte_offset)
+            self._maps[shard] = _Map(tokens, raw, path)
             address = int(tokens.__array_interface__["data"][0])
             self._row_shift[shard] = (address - _VIEW_ADDRESS) // self._dtype.itemsize - self._bounds[shard]
             self._ready_stop[shard] = self._bounds[shard + 1]  # last: another thread may look at any time
@@ -236,7 +328,7 @@ class MappedShards:
         for shard in shards:
             self._ready_stop[shard] = _NOT_READY
         # Before the new generation is current, so that whoever still saw these shards ready holds the old one.
-        self._generation.retired = [self._maps.pop(shard) for shard in shards]
+        self._generation.retired = [self._maps.pop(shard).tokens for shard in shards]
         self._generation.next = _Generation()
         self._generation = self._generation.next
 
@@ -302,7 +394,7 @@ def _block_table(bounds: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]:
     return block_bits, table
 
 
-def _map_tokens(path: str | os.PathLike[str], entry: ShardEntry, dtype: "np.dtype[Any]") -> Tokens:
+def _map_file(path: str | os.PathLike[str], entry: ShardEntry) -> mmap.mmap:
     try:
         # Non-blocking: a pipe under a shard's name must not hang the reader.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -321,9 +413,8 @@ def _map_tokens(path: str | os.PathLike[str], entry: ShardEntry, dtype: "np.dtyp
             raise IntegrityError(f"{os.fspath(path)}: {problem}; run `shardstream verify` on the dataset")
         untracked = {"trackfd": False} if sys.version_info >= (3, 13) else {}
         try:
-            mapped = mmap.mmap(descriptor, entry.file_bytes, access=mmap.ACCESS_READ, **untracked)
+            return mmap.mmap(descriptor, entry.file_bytes, access=mmap.ACCESS_READ, **untracked)
         except OSError as error:
             raise StorageError(f"{os.fspath(path)}: cannot map the shard: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    return np.frombuffer(mapped, dtype=dtype, count=entry.num_tokens, offset=entry.byte_offset)

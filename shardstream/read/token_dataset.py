@@ -158,6 +158,28 @@ class TokenDataset:
             )
         return self._shards.gather(positions, length, out)
 
+    def look_ahead(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """Ask for ranges that will be read soon. Returns at once; what cannot be read is reported when it is read.
+
+        Args:
+            starts, stops: Positions, half-open, shape (n,) each, within the dataset.
+        """
+        self._shards.look_ahead(starts, stops)
+
+    def look_again(self, starts: NDArray[np.int64]) -> None:
+        """See that the shards in which these windows begin are still there as a whole.
+
+        A file that someone truncates while it is mapped kills the process that reads it; who reads for days looks again
+        before each batch. Costs 2 microseconds most of the time, since a shard seen less than 50 ms ago is believed.
+
+        Args:
+            starts: Positions in the dataset, shape (n,).
+
+        Raises:
+            IntegrityError: A shard is missing, or its size is wrong.
+        """
+        self._shards.look_again(starts)
+
     def verify(
         self,
         *,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.read.token_dataset import TokenDataset
+from shardstream.stream.device import require_torch, samples_of_windows
 
 if TYPE_CHECKING:
     import torch
@@ -46,11 +47,7 @@ def get_batch(
         ValueError: ``tokens`` are not 1-D or too few, a size is below 1, or an id is not in ``[0, vocab_size)``.
         IntegrityError: A shard is missing, or its size is wrong.
     """
-    try:
-        import torch  # noqa: PLC0415 - a machine that only writes datasets has none
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("get_batch() needs PyTorch: pip install 'shardstream[torch]'") from error
-
+    require_torch("get_batch()")
     tokens = _checked(tokens, batch_size, context_length)
     starts = _draw(len(tokens) - context_length, batch_size, generator)
     if isinstance(tokens, TokenDataset):
@@ -59,9 +56,7 @@ def get_batch(
         tokens[starts]  # all their cache misses at once, as MappedShards does
         windows = _windows_of(tokens, context_length + 1)[starts]
     _check_range(windows, vocab_size)
-    # One cast each, into memory that is the caller's from then on.
-    inputs = torch.from_numpy(windows[:, :-1].astype(np.int64, "C"))
-    targets = torch.from_numpy(windows[:, 1:].astype(np.int64, "C"))
+    inputs, targets = samples_of_windows(windows)
     if device == "cpu":  # they are there already, and a call into torch shows
         return inputs, targets
     return inputs.to(device), targets.to(device)

@@ -1,0 +1,180 @@
+"""What comes next: the plan of a run, and pages asked for ahead of their use.
+
+The order is computed thousands of samples ahead, since one sample alone costs 1,000 times as much. Pages are asked for
+only while this thread really reads from the disk, as the kernel counts it (getrusage): asking for a batch whose pages
+are in memory costs more than gathering it.
+"""
+
+import itertools
+import resource
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardstream.order.orders import Order, PlannedRange
+from shardstream.order.ranks import lanes_of, rank_slice, samples_of
+from shardstream.read.token_dataset import TokenDataset
+
+# Samples planned at first and at most: the first batch comes at once, the later ones are cheap.
+_FIRST_PLAN: Final = 2**10
+_LARGEST_PLAN: Final = 2**15
+# Windows asked for ahead of their use: a disk answers so many at a time at its full rate.
+_WINDOWS_AHEAD: Final = 256
+_STEPS_AHEAD: Final = 4
+# After so many steps without a read from the disk, all that is needed seems to be in memory.
+_QUIET_STEPS: Final = 32
+# Ranges are asked for in pieces of so many tokens, some per step, so that no step waits for long.
+_PIECE_TOKENS: Final = 2**20
+# Whole ranges are worth their bytes if this rank needs an eighth of them: a disk reads that much faster in one go.
+_LEAST_SHARE: Final = 1 / 8
+# Linux counts for each thread; elsewhere what other threads read keeps us asking, which does no harm.
+_RUSAGE: Final = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
+
+
+class Lookahead:
+    """Start positions of one rank's samples, step after step.
+
+    Args:
+        dataset: Asked for pages ahead.
+        order: Which sample is where.
+        context_length: Inputs of a sample.
+        num_rows: Rows of a global batch.
+        dp_rank, dp_world_size: Whose rows.
+        first_sample: Where to begin, a multiple of the order's lanes.
+        stop_sample: Where to end; None for never. The last global batch is shorter if it has to be.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        order: Order,
+        *,
+        context_length: int,
+        num_rows: int,
+        dp_rank: int,
+        dp_world_size: int,
+        first_sample: int,
+        stop_sample: int | None,
+    ) -> None:
+        self._dataset = dataset
+        self._order = order
+        self._length = context_length + 1
+        self._num_rows = num_rows
+        self._dp_rank, self._dp_world_size = dp_rank, dp_world_size
+        self._stop_sample = stop_sample
+        self._sample = first_sample  # the first of the step that is taken next
+        self._planned_sample = first_sample  # the first that is not planned yet
+        self._plan_samples = _FIRST_PLAN
+        self._plan: deque[NDArray[np.int64]] = deque()
+        self._num_asked = 0  # so many steps of the plan were asked for
+        self._num_reads = _num_reads()
+        self._num_quiet_steps = 0
+        self._ranges = self._ranges_from(first_sample)
+
+    def take(self) -> NDArray[np.int64] | None:
+        """Start positions of the next step, shape (rows of the rank,); None after the last."""
+        if not self._plan and not self._plan_more():
+            return None
+        if self._must_ask():
+            self._ask()
+        self._num_asked = max(0, self._num_asked - 1)
+        self._sample += self._num_rows
+        return self._plan.popleft()
+
+    def _plan_more(self) -> bool:
+        """Plan at least one step more; False if there is none."""
+        num_steps = max(1, self._plan_samples * self._dp_world_size // self._num_rows)
+        num_rows = self._num_rows
+        if self._stop_sample is not None:
+            num_left = self._stop_sample - self._planned_sample
+            if num_left == 0:
+                return False
+            num_steps = min(num_steps, num_left // num_rows)
+            if num_steps == 0:
+                num_steps, num_rows = 1, num_left
+        samples = samples_of(
+            self._planned_sample,
+            num_steps,
+            num_rows=num_rows,
+            lanes=self._order.lanes,
+            dp_rank=self._dp_rank,
+            dp_world_size=self._dp_world_size,
+        )
+        self._plan.extend(self._order.starts(samples))
+        self._planned_sample += num_steps * num_rows
+        self._plan_samples = min(2 * self._plan_samples, _LARGEST_PLAN)
+        return True
+
+    def _must_ask(self) -> bool:
+        num_reads = _num_reads()
+        was_quiet = self._num_quiet_steps > _QUIET_STEPS
+        self._num_quiet_steps = 0 if num_reads != self._num_reads else self._num_quiet_steps + 1
+        self._num_reads = num_reads
+        is_quiet = self._num_quiet_steps > _QUIET_STEPS
+        if was_quiet and not is_quiet:
+            self._ranges = self._ranges_from(self._sample)  # those before were never asked for
+        return not is_quiet
+
+    def _ask(self) -> None:
+        if self._ranges is None:
+            self._ask_for_windows()
+        else:
+            self._ask_for_ranges(self._ranges)
+
+    def _ask_for_windows(self) -> None:
+        num_wanted = max(_STEPS_AHEAD, -(-_WINDOWS_AHEAD // max(1, len(self._plan[0]))))
+        while len(self._plan) < num_wanted and self._plan_more():
+            pass
+        for starts in itertools.islice(self._plan, self._num_asked, num_wanted):
+            self._dataset.look_ahead(starts, starts + self._length)
+        self._num_asked = max(self._num_asked, min(num_wanted, len(self._plan)))
+
+    def _ask_for_ranges(self, ranges: "_Peekable") -> None:
+        """Ask for all that may be needed now, and for some of what will be mixed next."""
+        num_pieces = 1 + 4 * len(self._plan[0]) * self._length // _PIECE_TOKENS
+        while (piece := ranges.first) is not None:
+            if piece.sample > self._sample:
+                if num_pieces == 0 or piece.sample > self._sample + self._order.mixed_samples:
+                    return
+                num_pieces -= 1
+            self._dataset.look_ahead(np.array([piece.start]), np.array([piece.stop]))
+            ranges.drop_first()
+
+    def _ranges_from(self, sample: int) -> "_Peekable | None":
+        """What is read as a whole from a sample on, in pieces; None if windows are better asked for one by one."""
+        lanes = lanes_of(
+            self._num_rows, lanes=self._order.lanes, dp_rank=self._dp_rank, dp_world_size=self._dp_world_size
+        )
+        num_lane_rows = len(lanes) * self._num_rows // self._order.lanes
+        num_own_rows = len(rank_slice(self._num_rows, self._dp_rank, self._dp_world_size))
+        if self._order.mixed_samples == 0 or num_own_rows < _LEAST_SHARE * num_lane_rows:
+            return None
+        return _Peekable(_pieces_of(self._order.ranges(sample, lanes), self._stop_sample))
+
+
+class _Peekable:
+    """An iterator whose next element can be looked at."""
+
+    def __init__(self, ranges: Iterator[PlannedRange]) -> None:
+        self._ranges = ranges
+        self.first = next(ranges, None)
+
+    def drop_first(self) -> None:
+        self.first = next(self._ranges, None)
+
+
+def _pieces_of(ranges: Iterator[PlannedRange], stop_sample: int | None) -> Iterator[PlannedRange]:
+    for sample, start, stop in ranges:
+        if stop_sample is not None and sample >= stop_sample:
+            return
+        for piece in range(start, stop, _PIECE_TOKENS):
+            yield PlannedRange(sample, piece, min(piece + _PIECE_TOKENS, stop))
+
+
+def _num_reads() -> tuple[int, int]:
+    """How often this thread waited for the disk, and how many blocks it made the disk read, ever."""
+    usage = resource.getrusage(_RUSAGE)
+    return usage.ru_majflt, usage.ru_inblock
