@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -247,7 +248,7 @@ class MappedShards:
         if mapped is None or self._is_seen[shard]:
             return  # whoever maps it looks at it then
         try:
-            problem = size_problem(self._entries[shard], os.stat(mapped.path).st_size)
+            problem = size_problem(self._entries[shard], Path(mapped.path).stat().st_size)
         except OSError as error:
             problem = f"the shard cannot be read any more: {error.strerror}"
         if problem:

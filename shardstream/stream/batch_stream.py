@@ -350,8 +350,12 @@ class BatchStream:
         starts = self._lookahead.take()
         if starts is None:
             return None
-        self._dataset.look_again(starts)
-        return starts, self._copy.begin(self._dataset, starts)
+        try:
+            self._dataset.look_again(starts)
+            return starts, self._copy.begin(self._dataset, starts)
+        except BaseException:
+            self._lookahead.put_back(starts)  # no sample is lost: the next call tries again
+            raise
 
     def _begin_ahead(self) -> _Begun | None:
         """The same for the step after the one that is being returned: an error is its own, and waits for its turn."""

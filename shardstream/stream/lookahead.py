@@ -84,6 +84,12 @@ class Lookahead:
         self._sample += self._num_rows
         return self._plan.popleft()
 
+    def put_back(self, starts: NDArray[np.int64]) -> None:
+        """Undo the last :meth:`take`, which returned ``starts``."""
+        self._plan.appendleft(starts)
+        self._sample -= self._num_rows
+        self._num_asked = 0
+
     def _plan_more(self) -> bool:
         """Plan at least one step more; False if there is none."""
         num_steps = max(1, self._plan_samples * self._dp_world_size // self._num_rows)
@@ -136,7 +142,7 @@ class Lookahead:
         """Ask for all that may be needed now, and for some of what will be mixed next."""
         num_pieces = 1 + 4 * len(self._plan[0]) * self._length // _PIECE_TOKENS
         while (piece := ranges.first) is not None:
-            if piece.sample > self._sample:
+            if piece.sample >= self._sample + self._num_rows:
                 if num_pieces == 0 or piece.sample > self._sample + self._order.mixed_samples:
                     return
                 num_pieces -= 1
