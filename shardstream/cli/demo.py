@@ -1,5 +1,6 @@
 """``shardstream demo``: the whole job, on real text that every machine has."""
 
+import json
 import random
 import shlex
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import rich_click as click
 
 import shardstream
-from shardstream import DatasetWriter, TokenDataset
+from shardstream import BatchStream, DatasetWriter, TokenDataset
 from shardstream.cli.measure import batch_maker, has_module, times_of
 from shardstream.cli.program import Interrupted, RefusedData, Verb, examples, wrong_use
 from shardstream.cli.progress import progress_bar
@@ -70,8 +71,8 @@ def demo(*, out: Path, source: Path | None, vocab_size: int, seed: int | None) -
     """Do the whole job once: real text, a tokenizer, a dataset, batches.
 
     The text is the source of Python's standard library, some 30 MB that are on every machine; nothing is downloaded. A
-    byte-level BPE is learnt from it, every file becomes a document, and random batches are drawn from the dataset as
-    tensors. It takes less than a minute, and leaves a dataset to play with.
+    byte-level BPE is learnt from it, every file becomes a document, random batches are drawn from the dataset as tensors,
+    and an epoch is streamed, stopped in its middle and resumed. It takes less than a minute, and leaves a dataset to play with.
     """
     if missing := [name for name in ("torch", "tokenizers") if not has_module(name)]:
         raise ModuleNotFoundError(
@@ -91,6 +92,7 @@ def _run(out: Path, source: Path | None, vocab_size: int, chance: random.Random)
     dataset = _write(out, documents, tokenizer)
     _verify(dataset)
     _draw(dataset)
+    _stream(dataset)
     start = chance.randrange(max(1, len(dataset) - _WINDOW_TOKENS))
     window = dataset[start : start + _WINDOW_TOKENS]
     console = console_of(sys.stdout)
@@ -229,3 +231,43 @@ def _draw(dataset: TokenDataset) -> None:
     )
     for name, tensor in (("inputs", inputs), ("targets", targets)):
         _say("", f"{name:7}  {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}: {tensor[0, :6].tolist()} ...")
+
+
+def _stream(dataset: TokenDataset) -> None:
+    """Stream an epoch, and in its middle do as a run that dies and is started again."""
+    num_windows = (len(dataset) - 1) // _CONTEXT_LENGTH
+
+    def new_stream() -> BatchStream:
+        return BatchStream(
+            dataset,
+            batch_size=min(_BATCH_SIZE, num_windows),
+            context_length=_CONTEXT_LENGTH,
+            epochs=1,
+            drop_last=False,
+            dp_rank=0,
+            dp_world_size=1,
+        )
+
+    began = time.perf_counter()
+    starts: list[int] = []
+    stream = new_stream()
+    num_batches = len(stream)
+    for _ in range(num_batches // 2):
+        next(stream)
+        starts += stream.positions.tolist()
+    state = json.dumps(stream.state_dict())
+    stream = new_stream()
+    stream.load_state_dict(json.loads(state))
+    for _ in stream:
+        starts += stream.positions.tolist()
+    seconds = time.perf_counter() - began
+    _say(
+        "epoch",
+        f"{counted(num_batches, 'step')} in {seconds_text(seconds)}, "
+        f"{len(starts) * _CONTEXT_LENGTH / seconds / 1e6:,.0f} M tokens/s, shuffled by BatchStream",
+    )
+    _say(
+        "",
+        f"stopped in its middle, resumed from a state of {len(state)} bytes: {len(starts):,} samples, "
+        f"{len(set(starts)):,} different ones of {num_windows:,} windows",
+    )

@@ -6,7 +6,7 @@ any number of ranks. This is for trainers that insist on making the DataLoader t
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Sample = tuple[torch.Tensor, torch.Tensor]
+
+_NO_LENGTH: Final = -1
 
 
 class WindowDataset(Dataset[Sample]):
@@ -126,13 +128,13 @@ class BatchStreamDataset(IterableDataset[Sample]):
     It goes on where the stream stands: a second loop over the DataLoader yields what the first has left.
 
     torchdata's ``StatefulDataLoader(dataset, batch_size=None)`` finds ``state_dict`` and ``load_state_dict`` here; its
-    own state then resumes at the next batch. A plain DataLoader has no state of its own: keep the stream's.
+    own state then resumes at the next batch. A plain DataLoader has no state of its own: keep the stream's. Either says
+    what was drawn, and some trainers draw a batch before they need it: Accelerate always, Lightning where a stream has
+    no length, so give it ``epochs`` there.
 
     Worker processes gain nothing, since the stream looks ahead by itself. One is possible: it reads from a copy of the
     stream, so only a StatefulDataLoader knows how far the loop has come. More would read every batch several times,
     and are refused.
-
-    There is no ``len()``: torch takes it for a constant, and ``len(stream)`` counts the batches still to come.
 
     Args:
         stream: What to iterate over; it stays the caller's to close.
@@ -140,6 +142,18 @@ class BatchStreamDataset(IterableDataset[Sample]):
 
     def __init__(self, stream: BatchStream) -> None:
         self._stream = stream
+        # Taken once: to torch a length is a constant, and the stream's own shrinks from batch to batch.
+        self._num_batches = operator.length_hint(stream, _NO_LENGTH)
+
+    def __len__(self) -> int:
+        """Batches that the stream had to come when this was made.
+
+        Raises:
+            TypeError: It has no end.
+        """
+        if self._num_batches == _NO_LENGTH:
+            raise TypeError("the batch stream has no end, and so no length; give it epochs, or count steps yourself")
+        return self._num_batches
 
     def __iter__(self) -> "Self":
         """Itself.
@@ -148,7 +162,8 @@ class BatchStreamDataset(IterableDataset[Sample]):
             ValueError: This is one of several workers.
         """
         worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1:
+        # Where this is so, torch ends the process before it can report its coverage; test_processes.py meets the error.
+        if worker is not None and worker.num_workers > 1:  # pragma: no cover
             raise ValueError(
                 f"num_workers is {worker.num_workers}, and each worker would read every batch of the stream; wanted 0 "
                 "(the stream looks ahead by itself) or 1"

@@ -18,8 +18,8 @@ ORDER_NAMES: Final = ("shuffle", "block-shuffle", "sequential", "random")
 
 # 2 MiB of uint16: long enough that a disk reads it as fast as it can read, short enough to mix well.
 DEFAULT_BLOCK_TOKENS: Final = 2**20
-# 64 MiB of uint16 are mixed at a time, which a page cache always holds.
-DEFAULT_BUFFER_BLOCKS: Final = 32
+# 128 MiB of uint16 are mixed at a time, which a page cache always holds. A power of four, as permutations like it best.
+DEFAULT_BUFFER_BLOCKS: Final = 64
 
 _SEQUENTIAL_RANGE_TOKENS: Final = 2**20
 _SEQUENTIAL_AHEAD_TOKENS: Final = 2**24
@@ -164,21 +164,27 @@ class BlockShuffle:
     def _windows(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         lanes, lane_places = places % self.lanes, places // self.lanes
         buffers = lane_places // self._buffer_windows
-        mixed = np.empty_like(places)
+        numbers = buffers * self.lanes + lanes
+        first_number = int(numbers.min())
+        found = np.empty_like(places)
         # One pass for each buffer, of which neighbouring samples see one or two in each lane.
-        for number in np.unique(buffers * self.lanes + lanes).tolist():
+        for number in (np.flatnonzero(np.bincount((numbers - first_number).reshape(-1))) + first_number).tolist():
             buffer, lane = divmod(number, self.lanes)
             first = buffer * self._buffer_windows
             length = min(self._buffer_windows, self._lane_windows - first)
-            is_here = (buffers == buffer) & (lanes == lane)
             mix_buffer = _permutation(length, _key(self._seed, epoch, f"buffer/{lane}/{buffer}"))
-            mixed[is_here] = lane * self._lane_windows + first + mix_buffer(lane_places[is_here] - first)
-        blocks, offsets = self._blocks(epoch, mixed)
-        return self._block_permutation(epoch)(blocks) * self._block_windows + offsets
+            is_here = numbers == number
+            mixed = lane * self._lane_windows + first + mix_buffer(lane_places[is_here] - first)
+            blocks, offsets = self._blocks(epoch, mixed)
+            # The buffer's blocks follow one another in the permuted sequence: each is looked up once.
+            low, high = int(blocks.min()), int(blocks.max())
+            block_ids = self._block_permutation(epoch)(np.arange(low, high + 1, dtype=np.int64))
+            found[is_here] = block_ids[blocks - low] * self._block_windows + offsets
+        return found
 
     def _blocks(self, epoch: int, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which block of the permuted sequence, and which window of it, stands at each place of the sequence."""
-        last = self._block_permutation(epoch).inverse(np.array(self._num_blocks - 1, dtype=np.int64))
+        last = _place_of_last(self._num_blocks, _key(self._seed, epoch, "blocks"))
         # Behind the one short block, everything stands as if it were full.
         is_behind = places >= (last + 1) * self._block_windows - self._num_lacking
         blocks, offsets = np.divmod(places + is_behind * self._num_lacking, self._block_windows)
@@ -283,12 +289,22 @@ def _key(seed: int, epoch: int, purpose: str) -> str:
 _permutation = functools.lru_cache(maxsize=256)(Permutation)
 
 
+@functools.lru_cache(maxsize=256)
+def _place_of_last(length: int, key: str) -> int:
+    """Which element the permutation sends to the last place."""
+    return int(_permutation(length, key).inverse(np.array(length - 1, dtype=np.int64)))
+
+
 def _by_epoch(
     samples: NDArray[np.int64],
     samples_per_epoch: int,
     windows: Callable[[int, NDArray[np.int64]], NDArray[np.int64]],
 ) -> NDArray[np.int64]:
     """Ask for the windows at the places of each epoch that the samples touch."""
+    first = int(samples.min(initial=np.iinfo(np.int64).max)) // samples_per_epoch
+    last = int(samples.max(initial=0)) // samples_per_epoch
+    if first >= last:
+        return windows(last, samples - last * samples_per_epoch) if samples.size else samples
     epochs, places = np.divmod(samples, samples_per_epoch)
     found = np.empty_like(places)
     for epoch in np.unique(epochs).tolist():

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,11 @@ from numpy.typing import NDArray
 from shardstream.errors import IntegrityError, StorageError
 from shardstream.format.integrity import size_problem
 from shardstream.format.manifest import ShardEntry
+from shardstream.read.folder_watch import FolderWatch
 from shardstream.read.spans import spans_of, stepped_spans_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 
@@ -47,9 +51,7 @@ _MAX_NUM_VIEWS: Final = 16
 _FEW: Final = 4
 # The kernel reads no more at one asking than a disk's read-ahead, of which 128 KiB is the default.
 _ADVICE_BYTES: Final = 2**17
-# A look at a file takes 2 microseconds, and 100 times as long on a network's filesystem.
-_SEEN_S: Final = 0.05
-_LOOK_S: Final = 0.001
+_LOOK_EVERY_S: Final = 0.1
 _NOT_READY: Final = np.iinfo(np.int64).min
 
 
@@ -116,10 +118,12 @@ class MappedShards:
         num_shards = len(entries)
         # Row in the view of a shard's position 0, had it one; and where its tokens stop, or _NOT_READY. The last entry
         # stands for "no shard".
+        self._byte_offsets = np.array([entry.byte_offset for entry in entries], dtype=np.int64)
         self._row_shift = np.zeros(num_shards + 1, dtype=np.int64)
         self._ready_stop = np.full(num_shards + 1, _NOT_READY, dtype=np.int64)
-        self._is_seen = np.zeros(num_shards + 1, dtype=np.bool_)
-        self._seen_s = 0.0
+        self._watch: FolderWatch | None = None
+        self._looked_after: Iterator[int] = iter(())
+        self._next_look_s = 0.0
         block_bits, self._shard_of_block = _block_table(bounds)
         self._block_bits = _scalar(block_bits)
         self._cells = np.asarray(_AddressSpace(1, dtype)).view(dtype)
@@ -195,58 +199,73 @@ class MappedShards:
             starts, stops: Positions, half-open, shape (n,) each, within the dataset.
         """
         shards = self._bounds.searchsorted(starts, side="right") - 1
-        firsts = starts - self._bounds[shards]
-        # Most lie in one shard: no Python for each but the call itself.
-        is_whole = firsts + (stops - starts) <= self._bounds[shards + 1] - self._bounds[shards]
-        lasts = firsts + (stops - starts)
-        for shard, first, last in zip(
-            shards[is_whole].tolist(), firsts[is_whole].tolist(), lasts[is_whole].tolist(), strict=True
-        ):
-            self._advise(shard, first, last)
-        for start, stop in zip(starts[~is_whole].tolist(), stops[~is_whole].tolist(), strict=True):
-            for span in spans_of(start, stop, self._bounds):
-                self._advise(*span)
-
-    def _advise(self, shard: int, first: int, last: int) -> None:
-        """Ask for the tokens ``[first, last)`` of a shard."""
-        with self._own_lock(), contextlib.suppress(IntegrityError, StorageError):
-            self._map_all(np.array([shard]))
-            offset, itemsize = self._entries[shard].byte_offset, self._dtype.itemsize
-            start = (offset + first * itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
-            stop = offset + last * itemsize
+        crosses = stops > self._bounds[shards + 1]
+        if crosses.any():
+            spans = [
+                span
+                for start, stop in zip(starts[crosses].tolist(), stops[crosses].tolist(), strict=True)
+                for span in spans_of(start, stop, self._bounds)
+            ]
+            pieces = np.array(spans, dtype=np.int64)
+            firsts = self._bounds[pieces[:, 0]]
+            self.look_ahead(firsts + pieces[:, 1], firsts + pieces[:, 2])
+            shards, starts, stops = shards[~crosses], starts[~crosses], stops[~crosses]
+        offsets = self._byte_offsets[shards] + (starts - self._bounds[shards]) * self._dtype.itemsize
+        begins = offsets // mmap.PAGESIZE * mmap.PAGESIZE
+        lengths = offsets - begins + (stops - starts) * self._dtype.itemsize
+        for shard, begin, length in zip(shards.tolist(), begins.tolist(), lengths.tolist(), strict=True):
+            mapped = self._maps.get(shard) or self._mapped_if_it_can_be(shard)
+            if mapped is None:
+                continue
             with contextlib.suppress(OSError):  # advice only: not every filesystem takes it
-                for part in range(start, stop, _ADVICE_BYTES):
-                    self._maps[shard].raw.madvise(mmap.MADV_WILLNEED, part, min(_ADVICE_BYTES, stop - part))
+                for part in range(begin, begin + length, _ADVICE_BYTES):
+                    mapped.raw.madvise(mmap.MADV_WILLNEED, part, min(_ADVICE_BYTES, begin + length - part))
 
-    def look_again(self, starts: NDArray[np.int64]) -> None:
-        """See that the shards of these windows are still there as a whole; reading a truncated one kills the process.
+    def _mapped_if_it_can_be(self, shard: int) -> "_Map | None":
+        try:
+            with self._own_lock():
+                self._map_all(np.array([shard]))
+                return self._maps[shard]
+        except (IntegrityError, StorageError):
+            return None
 
-        A shard seen less than 50 ms ago is believed, and so are those for which a millisecond was not enough.
+    def look_again(self) -> None:
+        """See that the mapped shards are still there as a whole; reading a truncated one kills the process.
 
-        Args:
-            starts: Positions within the dataset, shape (n,).
+        All of them as soon as the kernel tells of a change in their folders. It may not tell (the change of another
+        machine on a network's disk), so besides that one after the other, ten in a second.
 
         Raises:
             IntegrityError: A shard is missing, or its size is wrong.
         """
-        now = time.monotonic()
-        if now - self._seen_s > _SEEN_S:
-            self._seen_s = now
-            self._is_seen[:] = False
-        shards = self._shard_of_block[starts >> self._block_bits]
-        if np.count_nonzero(self._is_seen[shards]) == len(shards):
+        watch = self._watch
+        if watch is None or watch.pid != os.getpid():
+            self._watch_folders()
             return
-        for shard in np.unique(shards).tolist():
-            # The next one too: some windows cross into it, and some blocks begin in the shard before.
-            for neighbour in (shard, shard + 1):
-                self._look_at(neighbour)
-            if time.monotonic() > now + _LOOK_S:
-                break
+        if watch.has_changed():
+            for shard in list(self._maps):
+                self._look_at(shard)
+        elif time.monotonic() > self._next_look_s:
+            self._next_look_s = time.monotonic() + _LOOK_EVERY_S
+            for shard in self._looked_after:
+                self._look_at(shard)
+                return
+            self._looked_after = iter(list(self._maps))
+
+    def _watch_folders(self) -> None:
+        """From now on be told of changes."""
+        with self._own_lock():
+            self._watch = FolderWatch()
+            for mapped in self._maps.values():
+                self._watch.add(os.path.dirname(mapped.path))  # noqa: PTH120 - of strings, many times
+            shards = list(self._maps)
+        for shard in shards:
+            self._look_at(shard)
 
     def _look_at(self, shard: int) -> None:
         mapped = self._maps.get(shard)
-        if mapped is None or self._is_seen[shard]:
-            return  # whoever maps it looks at it then
+        if mapped is None:
+            return  # whoever maps it again looks at it then
         try:
             problem = size_problem(self._entries[shard], Path(mapped.path).stat().st_size)
         except OSError as error:
@@ -255,7 +274,6 @@ class MappedShards:
             with self._own_lock():
                 self._retire([shard] if shard in self._maps else [])
             raise IntegrityError(f"{os.fspath(mapped.path)}: {problem}; the dataset was changed while it was read")
-        self._is_seen[shard] = True
 
     def close(self) -> None:
         """Let go of all maps; the next read maps anew."""
@@ -318,6 +336,8 @@ class MappedShards:
         for shard in missing:
             entry = self._entries[shard]
             path = self._locate(entry)
+            if self._watch is not None:  # before its size is looked at
+                self._watch.add(os.path.dirname(path))  # noqa: PTH120
             raw = _map_file(path, entry)
             tokens = np.frombuffer(raw, self._dtype, entry.num_tokens, entry.byte_offset)
             self._maps[shard] = _Map(tokens, raw, path)

@@ -166,19 +166,17 @@ class TokenDataset:
         """
         self._shards.look_ahead(starts, stops)
 
-    def look_again(self, starts: NDArray[np.int64]) -> None:
-        """See that the shards in which these windows begin are still there as a whole.
+    def look_again(self) -> None:
+        """See that the shards that are mapped are still there as a whole.
 
         A file that someone truncates while it is mapped kills the process that reads it; who reads for days looks again
-        before each batch. Costs 2 microseconds most of the time, since a shard seen less than 50 ms ago is believed.
-
-        Args:
-            starts: Positions in the dataset, shape (n,).
+        before each batch. It takes a microsecond: the kernel tells of changes on this machine, and files that another
+        machine may have changed are looked at one after the other.
 
         Raises:
             IntegrityError: A shard is missing, or its size is wrong.
         """
-        self._shards.look_again(starts)
+        self._shards.look_again()
 
     def verify(
         self,

@@ -1,10 +1,13 @@
 """The loop: batches of samples on the device, step after step, in an order that is known for ever."""
 
 import logging
+import math
 import operator
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -40,6 +43,9 @@ _log = logging.getLogger("shardstream")
 # Waits of so many batches are kept for the percentiles of stats().
 _NUM_WAITS: Final = 4_096
 _NEVER: Final = 2**63
+# Gathering a batch takes less time than handing it from thread to thread, as long as caches are warm: 70 against 100
+# microseconds. After a step of some milliseconds they are not, it takes 300 to 800, and a thread hides it.
+_SLOW_STEP_S: Final = 0.001
 
 # The start positions of a batch, and what to call for it when it is needed.
 _Begun: TypeAlias = tuple[NDArray[np.int64], Callable[[], Batch]]
@@ -77,8 +83,9 @@ class BatchStream:
 
     Which samples come, and in which order, depends on the dataset, the seed and the order alone. So a run may be stopped
     at any step and go on with other ranks and another batch size, and its global sequence of samples stays the same.
-    All batches of a run follow one another in one iteration; epochs have no seam. No thread and no process works behind
-    it: gathering a batch takes less time than handing one over.
+    All batches of a run follow one another in one iteration; epochs have no seam. While a step takes longer than a
+    millisecond, one thread gathers the next batch meanwhile; a faster loop has none, since handing a batch over would take
+    longer than gathering it.
 
     Args:
         dataset: What :func:`shardstream.open` returned. It stays the caller's to close.
@@ -96,7 +103,7 @@ class BatchStream:
             torch.distributed says it. Ranks that work on the same samples (tensor or pipeline parallel) give the same.
         mesh: The data-parallel part of a DeviceMesh, such as ``mesh["dp"]``, instead of the two.
         block_tokens: Of block-shuffle: tokens of a block, a multiple of ``context_length``; about 2**20 if None.
-        buffer_blocks: Of block-shuffle: blocks whose windows are mixed; 32 if None.
+        buffer_blocks: Of block-shuffle: blocks whose windows are mixed; 64 if None.
         lanes: Of block-shuffle: equal parts of the dataset that a global batch is dealt from, so that a rank reads its
             lanes only; they divide the global batch. 1 if None.
 
@@ -164,7 +171,10 @@ class BatchStream:
         self._num_samples = 0
         self._positions = np.empty(0, dtype=np.int64)
         self._stop_sample: int | None = None
-        self._begun: _Begun | None = None
+        self._returned_s = math.inf
+        self._ahead: Future[_Begun | None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._pid = os.getpid()
         self._lookahead = self._go_to(0)
 
     @property
@@ -195,19 +205,20 @@ class BatchStream:
             self._first_asked_s = asked_s
         if self._is_closed:
             raise ValueError(f"{self!r} is closed")
-        begun = self._begun or self._begin()
-        self._begun = None
+        begun = self._begin() if self._ahead is None else self._await(self._ahead)
         if begun is None:
             raise StopIteration
         starts, finish = begun
-        if self._copy.runs_ahead:
-            self._begun = self._begin_ahead()
+        is_slow = asked_s - self._returned_s > _SLOW_STEP_S
+        if is_slow or self._copy.runs_ahead:
+            self._ahead = self._begin_ahead(in_thread=is_slow)
         batch = finish()
         self._num_samples = min(self._num_samples + self._num_rows, self._stop_sample or _NEVER)
         self._positions = starts
         self._num_batches += 1
         self._num_tokens += len(starts) * self._context_length
-        wait_s = time.perf_counter() - asked_s
+        self._returned_s = time.perf_counter()
+        wait_s = self._returned_s - asked_s
         self._waits.append(wait_s)
         self._wait_s += wait_s
         return batch
@@ -274,7 +285,9 @@ class BatchStream:
     def close(self) -> None:
         """Let go of everything but the dataset. A second call does nothing."""
         self._is_closed = True
-        self._begun = None
+        self._drop_ahead()
+        if self._thread is not None:
+            self._thread.shutdown()
 
     def __enter__(self) -> "Self":
         """Nothing more than ``self``."""
@@ -328,12 +341,12 @@ class BatchStream:
 
     def _go_to(self, num_samples: int) -> Lookahead:
         """Stand after so many samples; return the plan of what follows."""
+        self._drop_ahead()
         self._num_samples = num_samples
         self._positions = np.empty(0, dtype=np.int64)
         self._stop_sample = self._total_samples
         if self._stop_sample is not None and self._drop_last:
             self._stop_sample -= (self._stop_sample - num_samples) % self._num_rows
-        self._begun = None
         return Lookahead(
             self._dataset,
             self._order,
@@ -347,27 +360,46 @@ class BatchStream:
 
     def _begin(self) -> _Begun | None:
         """Take the next step; None after the last."""
-        starts = self._lookahead.take()
+        lookahead = self._lookahead
+        starts = lookahead.take()
         if starts is None:
             return None
         try:
-            self._dataset.look_again(starts)
+            self._dataset.look_again()
             return starts, self._copy.begin(self._dataset, starts)
         except BaseException:
-            self._lookahead.put_back(starts)  # no sample is lost: the next call tries again
+            lookahead.put_back(starts)  # no sample is lost: the next call tries again
             raise
 
-    def _begin_ahead(self) -> _Begun | None:
-        """The same for the step after the one that is being returned: an error is its own, and waits for its turn."""
+    def _begin_ahead(self, *, in_thread: bool) -> "Future[_Begun | None]":
+        """The same for the step after the one that is being returned. An error is its own, and waits for its turn."""
+        if in_thread:
+            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="shardstream-batch-stream")
+            return self._thread.submit(self._begin)
+        ahead: Future[_Begun | None] = Future()
         try:
-            return self._begin()
+            ahead.set_result(self._begin())
         except Exception as error:  # noqa: BLE001 - raised by the next call
-            failure = error
+            ahead.set_exception(error)
+        return ahead
 
-        def fail() -> Batch:
-            raise failure
+    def _await(self, ahead: "Future[_Begun | None]") -> _Begun | None:
+        if self._pid != os.getpid():
+            # The parent's thread is not here, and may have been in the middle of anything.
+            self._pid, self._thread, self._ahead = os.getpid(), None, None
+            self._lookahead = self._go_to(self._num_samples)
+            return self._begin()
+        try:
+            return ahead.result()
+        finally:
+            if ahead.done():  # else this call was interrupted, and the batch is for the next one
+                self._ahead = None
 
-        return np.empty(0, dtype=np.int64), fail
+    def _drop_ahead(self) -> None:
+        """Let what was begun ahead come to its end, and forget it."""
+        if self._ahead is not None and self._pid == os.getpid():
+            wait([self._ahead])
+        self._ahead = None
 
 
 def _restored(dataset: TokenDataset, arguments: dict[str, Any], state: dict[str, Any]) -> BatchStream:

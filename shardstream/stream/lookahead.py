@@ -7,6 +7,7 @@ are in memory costs more than gathering it.
 
 import itertools
 import resource
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
@@ -24,10 +25,12 @@ _LARGEST_PLAN: Final = 2**15
 # Windows asked for ahead of their use: a disk answers so many at a time at its full rate.
 _WINDOWS_AHEAD: Final = 256
 _STEPS_AHEAD: Final = 4
-# After so many steps without a read from the disk, all that is needed seems to be in memory.
+# After so many steps that asked, and made the disk read nothing, all that is needed seems to be in memory.
 _QUIET_STEPS: Final = 32
-# Ranges are asked for in pieces of so many tokens, some per step, so that no step waits for long.
-_PIECE_TOKENS: Final = 2**20
+# Ranges are asked for in pieces of so many tokens, twice as fast as tokens are used: in good time, and a few at a time,
+# since whoever asks for more than a disk's queue holds waits.
+_PIECE_TOKENS: Final = 2**17
+_ASKING_SPEED: Final = 2
 # Whole ranges are worth their bytes if this rank needs an eighth of them: a disk reads that much faster in one go.
 _LEAST_SHARE: Final = 1 / 8
 # Linux counts for each thread; elsewhere what other threads read keeps us asking, which does no harm.
@@ -65,13 +68,17 @@ class Lookahead:
         self._num_rows = num_rows
         self._dp_rank, self._dp_world_size = dp_rank, dp_world_size
         self._stop_sample = stop_sample
+        self._lanes = lanes_of(num_rows, lanes=order.lanes, dp_rank=dp_rank, dp_world_size=dp_world_size)
+        self._num_lane_rows = len(self._lanes) * num_rows // order.lanes  # of all ranks that read these lanes
         self._sample = first_sample  # the first of the step that is taken next
         self._planned_sample = first_sample  # the first that is not planned yet
         self._plan_samples = _FIRST_PLAN
         self._plan: deque[NDArray[np.int64]] = deque()
+        self._credit_tokens = 0  # what may be asked for before it is needed
         self._num_asked = 0  # so many steps of the plan were asked for
         self._num_reads = _num_reads()
         self._num_quiet_steps = 0
+        self._has_asked = False
         self._ranges = self._ranges_from(first_sample)
 
     def take(self) -> NDArray[np.int64] | None:
@@ -117,8 +124,14 @@ class Lookahead:
     def _must_ask(self) -> bool:
         num_reads = _num_reads()
         was_quiet = self._num_quiet_steps > _QUIET_STEPS
-        self._num_quiet_steps = 0 if num_reads != self._num_reads else self._num_quiet_steps + 1
+        if num_reads[0] != self._num_reads[0]:
+            pass  # another thread's count says nothing about this step
+        elif num_reads != self._num_reads:
+            self._num_quiet_steps = 0
+        elif self._has_asked:  # and nothing had to be read for it
+            self._num_quiet_steps += 1
         self._num_reads = num_reads
+        self._has_asked = False
         is_quiet = self._num_quiet_steps > _QUIET_STEPS
         if was_quiet and not is_quiet:
             self._ranges = self._ranges_from(self._sample)  # those before were never asked for
@@ -135,30 +148,29 @@ class Lookahead:
         while len(self._plan) < num_wanted and self._plan_more():
             pass
         for starts in itertools.islice(self._plan, self._num_asked, num_wanted):
+            self._has_asked = True
             self._dataset.look_ahead(starts, starts + self._length)
         self._num_asked = max(self._num_asked, min(num_wanted, len(self._plan)))
 
     def _ask_for_ranges(self, ranges: "_Peekable") -> None:
         """Ask for all that may be needed now, and for some of what will be mixed next."""
-        num_pieces = 1 + 4 * len(self._plan[0]) * self._length // _PIECE_TOKENS
+        self._credit_tokens += _ASKING_SPEED * self._num_lane_rows * self._length
         while (piece := ranges.first) is not None:
             if piece.sample >= self._sample + self._num_rows:
-                if num_pieces == 0 or piece.sample > self._sample + self._order.mixed_samples:
-                    return
-                num_pieces -= 1
+                if self._credit_tokens < 0 or piece.sample > self._sample + self._order.mixed_samples:
+                    break
+                self._credit_tokens -= piece.stop - piece.start
+            self._has_asked = True
             self._dataset.look_ahead(np.array([piece.start]), np.array([piece.stop]))
             ranges.drop_first()
+        self._credit_tokens = min(self._credit_tokens, 0)
 
     def _ranges_from(self, sample: int) -> "_Peekable | None":
         """What is read as a whole from a sample on, in pieces; None if windows are better asked for one by one."""
-        lanes = lanes_of(
-            self._num_rows, lanes=self._order.lanes, dp_rank=self._dp_rank, dp_world_size=self._dp_world_size
-        )
-        num_lane_rows = len(lanes) * self._num_rows // self._order.lanes
         num_own_rows = len(rank_slice(self._num_rows, self._dp_rank, self._dp_world_size))
-        if self._order.mixed_samples == 0 or num_own_rows < _LEAST_SHARE * num_lane_rows:
+        if self._order.mixed_samples == 0 or num_own_rows < _LEAST_SHARE * self._num_lane_rows:
             return None
-        return _Peekable(_pieces_of(self._order.ranges(sample, lanes), self._stop_sample))
+        return _Peekable(_pieces_of(self._order.ranges(sample, self._lanes), self._stop_sample))
 
 
 class _Peekable:
@@ -180,7 +192,7 @@ def _pieces_of(ranges: Iterator[PlannedRange], stop_sample: int | None) -> Itera
             yield PlannedRange(sample, piece, min(piece + _PIECE_TOKENS, stop))
 
 
-def _num_reads() -> tuple[int, int]:
-    """How often this thread waited for the disk, and how many blocks it made the disk read, ever."""
+def _num_reads() -> tuple[int, int, int]:
+    """This thread, how often it waited for the disk, and how many blocks it made the disk read, ever."""
     usage = resource.getrusage(_RUSAGE)
-    return usage.ru_majflt, usage.ru_inblock
+    return threading.get_ident(), usage.ru_majflt, usage.ru_inblock

@@ -41,6 +41,8 @@ def test_demo_does_the_whole_job(run, source: Path, tmp_path: Path) -> None:
     assert "text       41 documents, " in done.stdout
     assert "verified   1 shard, all well, " in done.stdout
     assert "inputs   (64, 256), torch.int64, on cpu: [" in done.stdout
+    num_windows = (len(dataset) - 1) // 256
+    assert f"{num_windows} samples, {num_windows} different ones of {num_windows} windows\n" in done.stdout
     assert "\n128 tokens from position " in done.stdout
     assert done.stderr == ""
     assert (dataset.manifest.num_documents, dataset.manifest.shards[0].num_eos) == (41, 41)
