@@ -7,7 +7,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -28,6 +27,7 @@ from shardstream.order.orders import (
     Shuffle,
 )
 from shardstream.read.token_dataset import TokenDataset
+from shardstream.stream.ahead import Ahead
 from shardstream.stream.device import Batch, device_copy, device_of
 from shardstream.stream.lookahead import Lookahead
 from shardstream.stream.replica import replica_of
@@ -172,8 +172,7 @@ class BatchStream:
         self._positions = np.empty(0, dtype=np.int64)
         self._stop_sample: int | None = None
         self._returned_s = math.inf
-        self._ahead: Future[_Begun | None] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._ahead: Ahead[_Begun | None] = Ahead()
         self._pid = os.getpid()
         self._lookahead = self._go_to(0)
 
@@ -205,13 +204,13 @@ class BatchStream:
             self._first_asked_s = asked_s
         if self._is_closed:
             raise ValueError(f"{self!r} is closed")
-        begun = self._begin() if self._ahead is None else self._await(self._ahead)
+        begun = self._take_begun() if self._ahead.is_pending else self._begin()
         if begun is None:
             raise StopIteration
         starts, finish = begun
         is_slow = asked_s - self._returned_s > _SLOW_STEP_S
         if is_slow or self._copy.runs_ahead:
-            self._ahead = self._begin_ahead(in_thread=is_slow)
+            self._ahead.begin(self._begin, in_thread=is_slow)
         batch = finish()
         self._num_samples = min(self._num_samples + self._num_rows, self._stop_sample or _NEVER)
         self._positions = starts
@@ -285,9 +284,7 @@ class BatchStream:
     def close(self) -> None:
         """Let go of everything but the dataset. A second call does nothing."""
         self._is_closed = True
-        self._drop_ahead()
-        if self._thread is not None:
-            self._thread.shutdown()
+        self._forget_begun()
 
     def __enter__(self) -> "Self":
         """Nothing more than ``self``."""
@@ -341,7 +338,7 @@ class BatchStream:
 
     def _go_to(self, num_samples: int) -> Lookahead:
         """Stand after so many samples; return the plan of what follows."""
-        self._drop_ahead()
+        self._forget_begun()
         self._num_samples = num_samples
         self._positions = np.empty(0, dtype=np.int64)
         self._stop_sample = self._total_samples
@@ -371,35 +368,18 @@ class BatchStream:
             lookahead.put_back(starts)  # no sample is lost: the next call tries again
             raise
 
-    def _begin_ahead(self, *, in_thread: bool) -> "Future[_Begun | None]":
-        """The same for the step after the one that is being returned. An error is its own, and waits for its turn."""
-        if in_thread:
-            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="shardstream-batch-stream")
-            return self._thread.submit(self._begin)
-        ahead: Future[_Begun | None] = Future()
-        try:
-            ahead.set_result(self._begin())
-        except Exception as error:  # noqa: BLE001 - raised by the next call
-            ahead.set_exception(error)
-        return ahead
+    def _take_begun(self) -> _Begun | None:
+        """The step that was begun while the one before was in use."""
+        if self._pid == os.getpid():
+            return self._ahead.result()
+        # The parent's thread is not here, and may have been in the middle of anything.
+        self._lookahead = self._go_to(self._num_samples)
+        return self._begin()
 
-    def _await(self, ahead: "Future[_Begun | None]") -> _Begun | None:
-        if self._pid != os.getpid():
-            # The parent's thread is not here, and may have been in the middle of anything.
-            self._pid, self._thread, self._ahead = os.getpid(), None, None
-            self._lookahead = self._go_to(self._num_samples)
-            return self._begin()
-        try:
-            return ahead.result()
-        finally:
-            if ahead.done():  # else this call was interrupted, and the batch is for the next one
-                self._ahead = None
-
-    def _drop_ahead(self) -> None:
-        """Let what was begun ahead come to its end, and forget it."""
-        if self._ahead is not None and self._pid == os.getpid():
-            wait([self._ahead])
-        self._ahead = None
+    def _forget_begun(self) -> None:
+        if self._pid == os.getpid():
+            self._ahead.close()
+        self._pid, self._ahead = os.getpid(), Ahead()
 
 
 def _restored(dataset: TokenDataset, arguments: dict[str, Any], state: dict[str, Any]) -> BatchStream:

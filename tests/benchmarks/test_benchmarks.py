@@ -41,7 +41,7 @@ def measure() -> Iterator[ModuleType]:
 
 
 @needs_linux
-@pytest.mark.parametrize(("name", "num_bars"), [("read", 6), ("write", 2), ("open", 2)])
+@pytest.mark.parametrize(("name", "num_bars"), [("read", 6), ("write", 2), ("open", 2), ("stream", 11)])
 def test_a_quick_run_leaves_figures_and_nothing_else(name: str, num_bars: int, tmp_path: Path) -> None:
     """A quick run succeeds, writes its figures with all that they depend on, and removes its data."""
     (tmp_path / "data").mkdir()

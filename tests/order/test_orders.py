@@ -334,7 +334,7 @@ def test_parameters_tell_orders_apart() -> None:
 
 
 def test_block_shuffle_mixes_a_buffer_as_if_uniformly() -> None:
-    """By default, neighbours come from one block as rarely as 32 blocks allow, and lie as far apart as 97 % of a shuffle."""
+    """By default, neighbours come from one block as rarely as 64 blocks allow, and lie as far apart as 98 % of a shuffle."""
     num_tokens, context_length = 2**30 + 1, 1024
     order = BlockShuffle(
         num_tokens,
@@ -351,7 +351,7 @@ def test_block_shuffle_mixes_a_buffer_as_if_uniformly() -> None:
     share = (block_windows - 1) / (DEFAULT_BUFFER_BLOCKS * block_windows - 1)
     assert abs((blocks[1:] == blocks[:-1]).mean() - share) < 5 * math.sqrt(share / len(blocks))
     distance = abs(np.diff(starts)).mean() / num_tokens
-    # From epoch to epoch the mean distance varies by 0.0013: it is that of 32 buffers, of 32 blocks each.
+    # From epoch to epoch the mean distance varies by 0.0013: it is that of 16 buffers, of 64 blocks each.
     assert abs(distance - (1 - share) / 3) < 5 * 0.0013
 
 

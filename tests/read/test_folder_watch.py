@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,22 @@ def test_what_cannot_be_watched_is_left_alone(tmp_path: Path) -> None:
     assert not watch.has_changed()
     assert not many[-1].has_changed()
     assert many[0].has_changed()
+
+
+def test_threads_may_ask_at_once(tmp_path: Path) -> None:
+    """A change is told to one of the threads that ask, and none of them fails."""
+    watch = FolderWatch()
+    watch.add(str(tmp_path))
+    told: list[bool] = []
+
+    def ask(_: int) -> None:
+        told.extend(watch.has_changed() for _ in range(2000))
+
+    with ThreadPoolExecutor(4) as executor:
+        answers = executor.map(ask, range(4))
+        (tmp_path / "file").touch()
+        (tmp_path / "file").unlink()
+        list(answers)
+
+    told.append(watch.has_changed())
+    assert sum(told) in {1, 2}

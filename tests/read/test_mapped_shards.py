@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardstream.errors import IntegrityError
 from shardstream.format.manifest import ShardEntry
 from shardstream.read import mapped_shards
+from shardstream.read.folder_watch import FolderWatch
 from shardstream.read.mapped_shards import MappedShards, max_open_maps
 
 
@@ -187,3 +190,48 @@ def test_max_open_maps_is_half_of_what_the_process_may_open(monkeypatch: pytest.
     monkeypatch.setattr(resource, "getrlimit", lambda _: (128, 4096))
     monkeypatch.setattr(sys, "version_info", (3, 13))
     assert max_open_maps() == 2**14
+
+
+class TestLooks:
+    """Mapped files are looked at again, so that one that was cut is an error and not the end of the process."""
+
+    def test_a_change_is_seen_at_once(self, tmp_path: Path) -> None:
+        """A shard that is cut while it is mapped is an IntegrityError of the next look, wherever the next read is."""
+        mapped, _ = shards_of(tmp_path, [50, 50, 50])
+        mapped.look_again()
+        mapped.gather(np.array([0, 60, 120]), 5, None)
+        mapped.look_again()
+        os.truncate(tmp_path / "1", 10)
+
+        with pytest.raises(
+            IntegrityError, match="1: truncated: 10 bytes, .*; the dataset was changed while it was read"
+        ):
+            mapped.look_again()
+        with pytest.raises(IntegrityError, match="1: truncated: 10 bytes"):
+            mapped.gather(np.array([60, 61, 62, 63, 64]), 5, None)
+
+    def test_what_was_mapped_before_the_first_look_counts(self, tmp_path: Path) -> None:
+        """Shards that were mapped and cut before anyone looked are found by the first look."""
+        mapped, _ = shards_of(tmp_path, [50, 50, 50])
+        mapped.gather(np.array([0, 60, 120]), 5, None)
+        (tmp_path / "2").unlink()
+
+        with pytest.raises(IntegrityError, match="2: the shard cannot be read any more: No such file or directory"):
+            mapped.look_again()
+
+    def test_a_change_that_nobody_tells_of_is_found_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As on a network's disk: the files are looked at one after the other, and the cut one is found in its turn."""
+        monkeypatch.setattr(mapped_shards, "_LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr(FolderWatch, "has_changed", lambda _: False)
+        mapped, _ = shards_of(tmp_path, [50, 50, 50])
+        mapped.gather(np.array([0, 60, 120]), 5, None)
+        for _ in range(10):
+            mapped.look_again()
+        os.truncate(tmp_path / "1", 10)
+
+        with pytest.raises(IntegrityError, match="1: truncated"):
+            for _ in range(10):
+                mapped.look_again()
+        mapped.close()
+        for _ in range(10):  # what is no longer mapped does no harm
+            mapped.look_again()

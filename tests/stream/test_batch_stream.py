@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 import shardstream
 from shardstream import BatchStream, IntegrityError, ResumeError, TokenDataset
+from shardstream.stream.ahead import Ahead
 from shardstream.stream.stream_state import StreamState
 
 ORDERS = ["shuffle", "block-shuffle", "sequential", "random"]
@@ -469,7 +469,7 @@ class TestSlowSteps:
         return found
 
     def threads(self) -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name.startswith("shardstream-batch-stream")]
+        return [thread.name for thread in threading.enumerate() if thread.name == "shardstream-ahead"]
 
     def test_the_samples_are_the_same(self, dataset_of) -> None:
         """A slow loop, a fast one and one that is both get the same batches to the last one; close() ends the thread."""
@@ -527,8 +527,7 @@ class TestSlowSteps:
             next(stream)
             found += stream.positions.tolist()
             with monkeypatch.context() as patch:
-                patch.setattr(Future, "result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-                patch.setattr(Future, "done", lambda *_: False)
+                patch.setattr(Ahead, "result", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
                 with pytest.raises(KeyboardInterrupt):
                     next(stream)
             found += positions_of([stream], 3)

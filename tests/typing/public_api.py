@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.distributed.checkpoint.stateful import Stateful
 
 import shardstream
 
@@ -30,6 +31,19 @@ is_ok: bool = dataset.verify(num_threads=2, progress=lambda entry: entry.num_byt
 inputs, targets = shardstream.get_batch(dataset, 4, 8, "cpu", generator=torch.Generator(), vocab_size=50257)
 inputs, targets = shardstream.get_batch(np.arange(100, dtype=np.int32), 4, 8)
 shape: torch.Size = inputs.shape
+
+with shardstream.BatchStream(
+    dataset, batch_size=4, context_length=8, order="block-shuffle", lanes=2, epochs=1
+) as stream:
+    for inputs, targets in stream:
+        shape = inputs.shape + targets.shape
+    state: dict[str, Any] = stream.state_dict()
+    stream.load_state_dict(state)
+    num_batches: int = len(stream)
+    positions: NDArray[np.int64] = stream.positions
+    stats: shardstream.StreamStats = stream.stats()
+    share: float = stats.wait_share
+stateful: Stateful = stream
 
 merged: shardstream.Manifest = shardstream.merge(["all/part-0", Path("all/part-1")], "all", overwrite=True)
 error: type[shardstream.ShardstreamError] = shardstream.errors.FormatError

@@ -44,7 +44,7 @@ class Size(NamedTuple):
     """Of the model that only sleeps."""
 
 
-FULL = Size(Written(512, 2**21, (), None, 0, 0), 64, 1024, 12, 2048, 1024, 32, 3, 300)  # type: ignore[arg-type]
+FULL = Size(Written(512, 2**21, (), None, 0, 0), 64, 1024, 12, 2048, 1024, 32, 3, 1000)  # type: ignore[arg-type]
 QUICK = Size(Written(8, 2**14, (), None, 0, 0), 4, 32, 2, 8, 8, 2, 0, 5)  # type: ignore[arg-type]
 STEP_S = 0.02
 MANY_WINDOWS = 10**6
