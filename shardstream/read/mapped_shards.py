@@ -49,8 +49,8 @@ _MAX_NUM_BLOCKS: Final = 2**19
 _MAX_NUM_VIEWS: Final = 16
 # So few windows are read one by one sooner than they are sorted by shard: those of a batch that cross a bound.
 _FEW: Final = 4
-# The kernel reads no more at one asking than a disk's read-ahead, of which 128 KiB is the default.
-_ADVICE_BYTES: Final = 2**17
+# The kernel reads no more at one asking than the disk's read-ahead, of which this is the default.
+_LEAST_ADVICE_BYTES: Final = 2**17
 _LOOK_EVERY_S: Final = 0.1
 _NOT_READY: Final = np.iinfo(np.int64).min
 
@@ -64,6 +64,20 @@ def max_open_maps() -> int:
     if sys.version_info >= (3, 13) or soft_limit == resource.RLIM_INFINITY:
         return 2**14
     return max(1, min(soft_limit // 2, 2**14))
+
+
+def advice_bytes_of(path: str | os.PathLike[str]) -> int:
+    """How much of a file the kernel reads at one asking: its disk's read-ahead, as sysfs tells it."""
+    try:
+        device = Path(path).stat().st_dev
+    except OSError:
+        return _LEAST_ADVICE_BYTES
+    name = f"{os.major(device)}:{os.minor(device)}"
+    # Of a disk or a network's mount, and of a partition.
+    for folder in (f"/sys/class/bdi/{name}", f"/sys/dev/block/{name}/../queue"):
+        with contextlib.suppress(OSError):
+            return max(_LEAST_ADVICE_BYTES, 1024 * int(Path(folder, "read_ahead_kb").read_text("ascii")))
+    return _LEAST_ADVICE_BYTES
 
 
 class _Map(NamedTuple):
@@ -121,6 +135,7 @@ class MappedShards:
         self._byte_offsets = np.array([entry.byte_offset for entry in entries], dtype=np.int64)
         self._row_shift = np.zeros(num_shards + 1, dtype=np.int64)
         self._ready_stop = np.full(num_shards + 1, _NOT_READY, dtype=np.int64)
+        self._advice_bytes = _LEAST_ADVICE_BYTES
         self._watch: FolderWatch | None = None
         self._looked_after: Iterator[int] = iter(())
         self._next_look_s = 0.0
@@ -218,8 +233,8 @@ class MappedShards:
             if mapped is None:
                 continue
             with contextlib.suppress(OSError):  # advice only: not every filesystem takes it
-                for part in range(begin, begin + length, _ADVICE_BYTES):
-                    mapped.raw.madvise(mmap.MADV_WILLNEED, part, min(_ADVICE_BYTES, begin + length - part))
+                for part in range(begin, begin + length, self._advice_bytes):
+                    mapped.raw.madvise(mmap.MADV_WILLNEED, part, min(self._advice_bytes, begin + length - part))
 
     def _mapped_if_it_can_be(self, shard: int) -> "_Map | None":
         try:
@@ -338,6 +353,8 @@ class MappedShards:
             path = self._locate(entry)
             if self._watch is not None:  # before its size is looked at
                 self._watch.add(os.path.dirname(path))  # noqa: PTH120
+            if not self._maps:
+                self._advice_bytes = advice_bytes_of(path)
             raw = _map_file(path, entry)
             tokens = np.frombuffer(raw, self._dtype, entry.num_tokens, entry.byte_offset)
             self._maps[shard] = _Map(tokens, raw, path)

@@ -29,7 +29,7 @@ _STEPS_AHEAD: Final = 4
 _QUIET_STEPS: Final = 32
 # Ranges are asked for in pieces of so many tokens, twice as fast as tokens are used: in good time, and a few at a time,
 # since whoever asks for more than a disk's queue holds waits.
-_PIECE_TOKENS: Final = 2**17
+_PIECE_TOKENS: Final = 2**20
 _ASKING_SPEED: Final = 2
 # Whole ranges are worth their bytes if this rank needs an eighth of them: a disk reads that much faster in one go.
 _LEAST_SHARE: Final = 1 / 8

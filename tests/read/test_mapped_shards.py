@@ -17,7 +17,7 @@ from shardstream.errors import IntegrityError
 from shardstream.format.manifest import ShardEntry
 from shardstream.read import mapped_shards
 from shardstream.read.folder_watch import FolderWatch
-from shardstream.read.mapped_shards import MappedShards, max_open_maps
+from shardstream.read.mapped_shards import MappedShards, advice_bytes_of, max_open_maps
 
 
 def shards_of(
@@ -235,3 +235,10 @@ class TestLooks:
         mapped.close()
         for _ in range(10):  # what is no longer mapped does no harm
             mapped.look_again()
+
+
+def test_the_kernel_reads_so_much_at_one_asking(tmp_path: Path) -> None:
+    """What sysfs says of the disk, or of nothing it knows the kernel's default; 128 KiB at least."""
+    assert advice_bytes_of(tmp_path) >= 2**17
+    assert advice_bytes_of("/proc/self/status") == 2**17
+    assert advice_bytes_of(tmp_path / "none") == 2**17
