@@ -109,14 +109,16 @@ class CudaCopy:  # pragma: no cover
     def __init__(self, device: "torch.device", length: int, dtype: "np.dtype[np.unsignedinteger[Any]]") -> None:
         import torch  # noqa: PLC0415
 
-        self._device = device
+        # With its number, since another thread's current device may be another one.
+        is_current = device == torch.device("cuda")
+        self._device = torch.device("cuda", torch.cuda.current_device()) if is_current else device
         self._length = length
         # torch computes little with unsigned integers: signed ones of the same width travel, and lose their sign there.
         self._torch_dtype = torch.int16 if dtype.itemsize == 2 else torch.int32  # noqa: PLR2004
         self._dtype = dtype
         self._mask = 2 ** (8 * dtype.itemsize) - 1
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._stages: list[tuple[torch.Tensor, torch.cuda.Event]] = []
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stages: list[tuple[torch.Tensor, torch.cuda.Event] | None] = [None] * _NUM_STAGES
         self._turn = 0
 
     def begin(self, dataset: TokenDataset, starts: NDArray[np.int64]) -> Callable[[], Batch]:
@@ -127,14 +129,15 @@ class CudaCopy:  # pragma: no cover
         """
         import torch  # noqa: PLC0415
 
-        staged_BT, is_copied = self._stage(len(starts))
-        dataset.windows(starts, self._length, out=staged_BT.numpy().view(self._dtype))
-        with torch.cuda.stream(self._stream):
-            windows_BT = staged_BT.to(self._device, non_blocking=True)
-            inputs_BM = windows_BT[:, :-1].to(torch.int64).bitwise_and_(self._mask)
-            targets_BM = windows_BT[:, 1:].to(torch.int64).bitwise_and_(self._mask)
-            batch = inputs_BM.contiguous(), targets_BM.contiguous()
-            is_copied.record()
+        with torch.cuda.device(self._device):
+            staged_BT, is_copied = self._stage(len(starts))
+            dataset.windows(starts, self._length, out=staged_BT.numpy().view(self._dtype))
+            with torch.cuda.stream(self._stream):
+                windows_BT = staged_BT.to(self._device, non_blocking=True)
+                inputs_BM = windows_BT[:, :-1].to(torch.int64).bitwise_and_(self._mask)
+                targets_BM = windows_BT[:, 1:].to(torch.int64).bitwise_and_(self._mask)
+                batch = inputs_BM.contiguous(), targets_BM.contiguous()
+                is_copied.record()
 
         def finish() -> Batch:
             current_stream = torch.cuda.current_stream(self._device)
@@ -148,11 +151,12 @@ class CudaCopy:  # pragma: no cover
     def _stage(self, num_rows: int) -> "tuple[torch.Tensor, torch.cuda.Event]":
         import torch  # noqa: PLC0415
 
-        turn = self._turn = (self._turn + 1) % _NUM_STAGES
-        if len(self._stages) <= turn or len(self._stages[turn][0]) < num_rows:
+        self._turn = (self._turn + 1) % _NUM_STAGES
+        stage = self._stages[self._turn]
+        if stage is None or len(stage[0]) < num_rows:
             staged_BT = torch.empty((num_rows, self._length), dtype=self._torch_dtype, pin_memory=True)
-            self._stages[turn : turn + 1] = [(staged_BT, torch.cuda.Event())]  # type: ignore[no-untyped-call]
-        staged_BT, is_copied = self._stages[turn]
+            stage = self._stages[self._turn] = staged_BT, torch.cuda.Event()  # type: ignore[no-untyped-call]
+        staged_BT, is_copied = stage
         is_copied.synchronize()
         return staged_BT[:num_rows], is_copied
 
