@@ -185,9 +185,9 @@ class _Peekable:
 
 
 def _pieces_of(ranges: Iterator[PlannedRange], stop_sample: int | None) -> Iterator[PlannedRange]:
+    if stop_sample is not None:
+        ranges = itertools.takewhile(lambda planned: planned.sample < stop_sample, ranges)
     for sample, start, stop in ranges:
-        if stop_sample is not None and sample >= stop_sample:
-            return
         for piece in range(start, stop, _PIECE_TOKENS):
             yield PlannedRange(sample, piece, min(piece + _PIECE_TOKENS, stop))
 
