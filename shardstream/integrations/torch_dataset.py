@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from shardstream.order.orders import num_windows
+from shardstream.order.orders import check_enough_tokens, num_windows
 from shardstream.read.token_dataset import TokenDataset
 from shardstream.stream.batch_stream import BatchStream
 from shardstream.stream.device import samples_of_windows
@@ -59,12 +59,8 @@ class WindowDataset(Dataset[Sample]):
         self._context_length = operator.index(context_length)
         if self._context_length < 1:
             raise ValueError(f"context_length is {context_length}; wanted at least 1")
+        check_enough_tokens(len(dataset), self._context_length)
         self._num_windows = num_windows(len(dataset), self._context_length)
-        if self._num_windows == 0:
-            raise ValueError(
-                f"{len(dataset)} tokens are too few for context_length {context_length}: a sample takes "
-                f"{context_length + 1}, its targets being one token ahead"
-            )
 
     def __len__(self) -> int:
         """Number of windows."""

@@ -88,6 +88,19 @@ def num_windows(num_tokens: int, context_length: int) -> int:
     return max(0, num_tokens - 1) // context_length
 
 
+def check_enough_tokens(num_tokens: int, context_length: int) -> None:
+    """See that there is a sample at all.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if num_tokens <= context_length:
+        raise ValueError(
+            f"{num_tokens} tokens are too few for context_length {context_length}: a sample takes {context_length + 1}, "
+            "its targets being one token ahead"
+        )
+
+
 class Shuffle:
     """All windows in random order, another one in each epoch."""
 
@@ -178,8 +191,7 @@ class BlockShuffle:
             blocks, offsets = self._blocks(epoch, mixed)
             # The buffer's blocks follow one another in the permuted sequence: each is looked up once.
             low, high = int(blocks.min()), int(blocks.max())
-            block_ids = self._block_permutation(epoch)(np.arange(low, high + 1, dtype=np.int64))
-            found[is_here] = block_ids[blocks - low] * self._block_windows + offsets
+            found[is_here] = self._block_ids(epoch, low, high)[blocks - low] * self._block_windows + offsets
         return found
 
     def _blocks(self, epoch: int, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -190,8 +202,10 @@ class BlockShuffle:
         blocks, offsets = np.divmod(places + is_behind * self._num_lacking, self._block_windows)
         return blocks, offsets
 
-    def _block_permutation(self, epoch: int) -> Permutation:
-        return _permutation(self._num_blocks, _key(self._seed, epoch, "blocks"))
+    def _block_ids(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
+        """The blocks at the places ``low`` to ``high`` of the permuted sequence, both included."""
+        permutation = _permutation(self._num_blocks, _key(self._seed, epoch, "blocks"))
+        return permutation(np.arange(low, high + 1, dtype=np.int64))
 
     def ranges(self, sample: int, lanes: Sequence[int]) -> Iterator[PlannedRange]:
         epoch, place = divmod(sample, self.samples_per_epoch)
@@ -211,13 +225,15 @@ class BlockShuffle:
 
     def _block_ranges(self, epoch: int, first: int, stop: int, sample: int) -> Iterator[PlannedRange]:
         """The ranges of positions behind the places ``[first, stop)`` of the block sequence."""
-        (low, high), offsets = self._blocks(epoch, np.array([first, stop - 1], dtype=np.int64))
-        for number in range(int(low), int(high) + 1):
-            block = int(self._block_permutation(epoch)(np.array(number, dtype=np.int64)))
-            start = block * self._block_windows + (int(offsets[0]) if number == low else 0)
-            last = int(offsets[1]) if number == high else self._block_windows - 1
-            windows = min(block * self._block_windows + last + 1, self._num_windows)
-            yield PlannedRange(sample, start * self._context_length, windows * self._context_length + 1)
+        blocks, offsets = self._blocks(epoch, np.array([first, stop - 1], dtype=np.int64))
+        ids = self._block_ids(epoch, *blocks.tolist())
+        starts, stops = ids * self._block_windows, (ids + 1) * self._block_windows
+        starts[0] += offsets[0]
+        stops[-1] += offsets[1] + 1 - self._block_windows
+        starts *= self._context_length
+        stops = np.minimum(stops, self._num_windows) * self._context_length + 1
+        for positions in zip(starts.tolist(), stops.tolist(), strict=True):
+            yield PlannedRange(sample, *positions)
 
 
 class Sequential:

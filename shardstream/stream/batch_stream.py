@@ -25,6 +25,8 @@ from shardstream.order.orders import (
     Random,
     Sequential,
     Shuffle,
+    check_enough_tokens,
+    num_windows,
 )
 from shardstream.read.token_dataset import TokenDataset
 from shardstream.stream.ahead import Ahead
@@ -43,8 +45,8 @@ _log = logging.getLogger("shardstream")
 # Waits of so many batches are kept for the percentiles of stats().
 _NUM_WAITS: Final = 4_096
 _NEVER: Final = 2**63
-# Gathering a batch takes less time than handing it from thread to thread, as long as caches are warm: 70 against 100
-# microseconds. After a step of some milliseconds they are not, it takes 300 to 800, and a thread hides it.
+# After a step of some milliseconds caches are cold, a batch takes 300 to 800 microseconds instead of 70, and a thread
+# hides it for 60. A loop that does nothing else would only wait for the thread.
 _SLOW_STEP_S: Final = 0.001
 
 # The start positions of a batch, and what to call for it when it is needed.
@@ -84,8 +86,7 @@ class BatchStream:
     Which samples come, and in which order, depends on the dataset, the seed and the order alone. So a run may be stopped
     at any step and go on with other ranks and another batch size, and its global sequence of samples stays the same.
     All batches of a run follow one another in one iteration; epochs have no seam. While a step takes longer than a
-    millisecond, one thread gathers the next batch meanwhile; a faster loop has none, since handing a batch over would take
-    longer than gathering it.
+    millisecond, one thread gathers the next batch meanwhile; a faster loop has none, since it would only wait for it.
 
     Args:
         dataset: What :func:`shardstream.open` returned. It stays the caller's to close.
@@ -146,9 +147,7 @@ class BatchStream:
             len(dataset),
             self._context_length,
             self._seed,
-            block_tokens=block_tokens,
-            buffer_blocks=buffer_blocks,
-            lanes=lanes,
+            {"block_tokens": block_tokens, "buffer_blocks": buffer_blocks, "lanes": lanes},
         )
         replica = replica_of(dp_rank, dp_world_size, mesh)
         self._dp_rank, self._dp_world_size = replica.dp_rank, replica.dp_world_size
@@ -399,29 +398,17 @@ def _at_least(name: str, value: int, least: int) -> int:
 
 
 def _order_of(
-    name: str,
-    num_tokens: int,
-    context_length: int,
-    seed: int,
-    *,
-    block_tokens: int | None,
-    buffer_blocks: int | None,
-    lanes: int | None,
+    name: str, num_tokens: int, context_length: int, seed: int, block_options: Mapping[str, int | None]
 ) -> Order:
+    """The order of that name; ``block_options`` are block-shuffle's own, None where none was given."""
     if name not in ORDER_NAMES:
         raise ValueError(f"order is {name!r}; wanted one of {', '.join(map(repr, ORDER_NAMES))}")
-    if num_tokens <= context_length:
-        raise ValueError(
-            f"{num_tokens} tokens are too few for context_length {context_length}: a sample takes {context_length + 1}, "
-            "its targets being one token ahead"
-        )
+    check_enough_tokens(num_tokens, context_length)
+    given = {option: value for option, value in block_options.items() if value is not None}
     if name == "block-shuffle":
-        return _block_shuffle(
-            num_tokens, context_length, seed, block_tokens=block_tokens, buffer_blocks=buffer_blocks, lanes=lanes
-        )
-    for argument, value in (("block_tokens", block_tokens), ("buffer_blocks", buffer_blocks), ("lanes", lanes)):
-        if value is not None:
-            raise ValueError(f"{argument} is {value}, but order is {name!r}; only 'block-shuffle' has {argument}")
+        return _block_shuffle(num_tokens, context_length, seed, given)
+    for option, value in given.items():
+        raise ValueError(f"{option} is {value}, but order is {name!r}; only 'block-shuffle' has {option}")
     if name == "shuffle":
         return Shuffle(num_tokens, context_length, seed)
     if name == "random":
@@ -429,33 +416,20 @@ def _order_of(
     return Sequential(num_tokens, context_length)
 
 
-def _block_shuffle(
-    num_tokens: int,
-    context_length: int,
-    seed: int,
-    *,
-    block_tokens: int | None,
-    buffer_blocks: int | None,
-    lanes: int | None,
-) -> BlockShuffle:
-    if block_tokens is None:
-        block_tokens = max(1, DEFAULT_BLOCK_TOKENS // context_length) * context_length
-    block_tokens = _at_least("block_tokens", block_tokens, 1)
-    if block_tokens % context_length:
+def _block_shuffle(num_tokens: int, context_length: int, seed: int, given: Mapping[str, int]) -> BlockShuffle:
+    options = {
+        "block_tokens": max(1, DEFAULT_BLOCK_TOKENS // context_length) * context_length,
+        "buffer_blocks": DEFAULT_BUFFER_BLOCKS,
+        "lanes": 1,
+        **given,
+    }
+    options = {option: _at_least(option, value, 1) for option, value in options.items()}
+    if options["block_tokens"] % context_length:
         raise ValueError(
-            f"block_tokens is {block_tokens}; wanted a multiple of context_length {context_length}, such as "
-            f"{-(-block_tokens // context_length) * context_length}"
+            f"block_tokens is {options['block_tokens']}; wanted a multiple of context_length {context_length}, such as "
+            f"{-(-options['block_tokens'] // context_length) * context_length}"
         )
-    lanes = _at_least("lanes", 1 if lanes is None else lanes, 1)
-    if lanes > (num_tokens - 1) // context_length:
-        raise ValueError(
-            f"lanes is {lanes}, but the dataset has {(num_tokens - 1) // context_length} windows; wanted fewer"
-        )
-    return BlockShuffle(
-        num_tokens,
-        context_length,
-        seed,
-        block_tokens=block_tokens,
-        buffer_blocks=_at_least("buffer_blocks", DEFAULT_BUFFER_BLOCKS if buffer_blocks is None else buffer_blocks, 1),
-        lanes=lanes,
-    )
+    windows = num_windows(num_tokens, context_length)
+    if options["lanes"] > windows:
+        raise ValueError(f"lanes is {options['lanes']}, but the dataset has {windows} windows; wanted fewer")
+    return BlockShuffle(num_tokens, context_length, seed, **options)

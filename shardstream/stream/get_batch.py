@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shardstream.order.orders import check_enough_tokens
 from shardstream.read.token_dataset import TokenDataset
 from shardstream.stream.device import require_torch, samples_of_windows
 
@@ -74,11 +75,7 @@ def _checked(
     for name, value in (("batch_size", batch_size), ("context_length", context_length)):
         if operator.index(value) < 1:
             raise ValueError(f"{name} is {value}; wanted at least 1")
-    if len(tokens) <= context_length:
-        raise ValueError(
-            f"{len(tokens)} tokens are too few for context_length {context_length}: a sample takes "
-            f"{context_length + 1}, its targets being one token ahead"
-        )
+    check_enough_tokens(len(tokens), context_length)
     return tokens
 
 

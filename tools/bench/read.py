@@ -107,18 +107,18 @@ def main() -> int:
         "torch_threads": torch.get_num_threads(),
     }
     with scratch_folder(options) as folder:
-        write_both(folder, size)
+        write_both(folder, num_shards=size.num_shards, shard_tokens=size.shard_tokens)
         for pages in ("2 MiB", "small"):
             measure_pages(report, size, pages, folder)
     return report.finish()
 
 
-def write_both(folder: Path, size: Size) -> None:
+def write_both(folder: Path, *, num_shards: int, shard_tokens: int) -> None:
     """Write the same random tokens as ``sharded/`` and as ``one.bin``."""
     random = np.random.default_rng(0)
-    sharded = shardstream.DatasetWriter(folder / "sharded", vocab_size=VOCAB_SIZE, shard_tokens=size.shard_tokens)
+    sharded = shardstream.DatasetWriter(folder / "sharded", vocab_size=VOCAB_SIZE, shard_tokens=shard_tokens)
     with sharded, (folder / "one.bin").open("wb", buffering=0) as one:
-        left = size.num_shards * size.shard_tokens
+        left = num_shards * shard_tokens
         while left:
             tokens = np.frombuffer(random.bytes(2 * min(left, WRITE_TOKENS)), np.uint16)
             sharded.append(tokens)
@@ -144,11 +144,11 @@ def read_back(paths: Iterable[Path], *, huge: bool) -> None:
                     pass
 
 
-def touch(sources: Sources) -> None:
+def touch(dataset: shardstream.TokenDataset, mapped: Tokens) -> None:
     """Read a token of every page through every map, so that no page table is left to fill."""
-    per_page = mmap.PAGESIZE // sources.mapped.itemsize
-    sources.mapped[::per_page].max()
-    sources.dataset.windows(np.arange(0, len(sources.dataset), per_page), 1)
+    per_page = mmap.PAGESIZE // mapped.itemsize
+    mapped[::per_page].max()
+    dataset.windows(np.arange(0, len(dataset), per_page), 1)
 
 
 def share_in_huge_pages(name: str) -> float | None:
@@ -175,7 +175,7 @@ def measure_pages(report: Report, size: Size, pages: str, folder: Path) -> None:
     in_memory = np.fromfile(folder / "one.bin", np.uint16)
     with shardstream.open(folder / "sharded") as dataset:
         sources = Sources(dataset, memmap.view(np.ndarray), memmap, in_memory, folder / "one.bin")
-        touch(sources)
+        touch(dataset, sources.mapped)
         measure(report, size, pages, sources)
 
 
@@ -260,6 +260,21 @@ def fastest_gather(tokens: Tokens, length: int) -> Callable[[NDArray[np.int64]],
     return gather
 
 
+def into_fresh_memory(windows: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of windows, widened."""
+    # NumPy's own memory: torch's costs 2 to 5 microseconds more, and the cast is NumPy's either way.
+    return torch.from_numpy(windows[:, :-1].astype(np.int64)), torch.from_numpy(windows[:, 1:].astype(np.int64))
+
+
+def nanogpt_batch(path: Path, starts: NDArray[np.int64], m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What nanoGPT does with these starts; as it stands there, but for the draw."""
+    data = np.memmap(path, dtype=np.uint16, mode="r")
+    ix = torch.from_numpy(starts)
+    x = torch.stack([torch.from_numpy((data[i : i + m]).astype(np.int64)) for i in ix])
+    y = torch.stack([torch.from_numpy((data[i + 1 : i + 1 + m]).astype(np.int64)) for i in ix])
+    return x, y
+
+
 def window_contenders(sources: Sources, shape: Shape) -> list[Contender]:
     """Windows in the stored dtype, shape (B, m + 1)."""
     length = shape.context_length + 1
@@ -290,10 +305,6 @@ def batch_contenders(sources: Sources, shape: Shape) -> list[Contender]:
     kept = torch.empty((2, batch_size, m), dtype=torch.int64)
     kept_2BM = kept.numpy()
 
-    def into_fresh_memory(windows: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        # NumPy's own memory: torch's costs 2 to 5 microseconds more, and the cast is NumPy's either way.
-        return torch.from_numpy(windows[:, :-1].astype(np.int64)), torch.from_numpy(windows[:, 1:].astype(np.int64))
-
     def into_kept_memory(windows: Tokens) -> torch.Tensor:
         kept_2BM[0] = windows[:, :-1]
         kept_2BM[1] = windows[:, 1:]
@@ -305,14 +316,6 @@ def batch_contenders(sources: Sources, shape: Shape) -> list[Contender]:
         y = np.stack([data[i + 1 : i + 1 + m] for i in starts])
         return torch.from_numpy(x.astype(np.int64)), torch.from_numpy(y.astype(np.int64))
 
-    def nanogpt(starts: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        # As it stands there, but for the draw.
-        data = np.memmap(sources.path, dtype=np.uint16, mode="r")
-        ix = torch.from_numpy(starts)
-        x = torch.stack([torch.from_numpy((data[i : i + m]).astype(np.int64)) for i in ix])
-        y = torch.stack([torch.from_numpy((data[i + 1 : i + 1 + m]).astype(np.int64)) for i in ix])
-        return x, y
-
     def get_batch(tokens: shardstream.TokenDataset | Tokens) -> Callable[[Round], object]:
         return lambda given: draw_batches(tokens, shape, given.seed, len(given.starts))
 
@@ -323,7 +326,9 @@ def batch_contenders(sources: Sources, shape: Shape) -> list[Contender]:
         Contender("get_batch", get_batch(sources.dataset)),
         Contender("get_batch on the memmap", get_batch(sources.memmap)),
         Contender("np.stack loop", each(stack_loop, every=8), every=8),
-        Contender("nanoGPT's get_batch", each(nanogpt, every=32), every=32),
+        Contender(
+            "nanoGPT's get_batch", each(lambda starts: nanogpt_batch(sources.path, starts, m), every=32), every=32
+        ),
     ]
 
 

@@ -21,8 +21,7 @@ import torch
 from measure import MIB, Bar, Report, arguments, scratch_folder, take_turns
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from read import Size as Written
-from read import Sources, read_back, touch, write_both
+from read import into_fresh_memory, nanogpt_batch, read_back, touch, write_both
 
 import shardstream
 
@@ -30,7 +29,8 @@ import shardstream
 class Size(NamedTuple):
     """How much is measured."""
 
-    written: Written
+    num_shards: int
+    shard_tokens: int
     batch_size: int
     context_length: int
     num_rounds: int
@@ -41,11 +41,11 @@ class Size(NamedTuple):
     """Fewer, as each window waits for the disk."""
     fio_s: int
     num_steps: int
-    """Of the model that only sleeps."""
+    """Of each model."""
 
 
-FULL = Size(Written(512, 2**21, (), None, 0, 0), 64, 1024, 12, 2048, 1024, 32, 3, 1000)  # type: ignore[arg-type]
-QUICK = Size(Written(8, 2**14, (), None, 0, 0), 4, 32, 2, 8, 8, 2, 0, 5)  # type: ignore[arg-type]
+FULL = Size(512, 2**21, 64, 1024, 12, 2048, 1024, 32, 3, 1000)
+QUICK = Size(8, 2**14, 4, 32, 2, 8, 8, 2, 0, 5)
 STEP_S = 0.02
 MANY_WINDOWS = 10**6
 
@@ -56,13 +56,12 @@ def main() -> int:
     torch.set_num_threads(1)
     report = Report("stream", options)
     report.setup |= {
-        "num_tokens": size.written.num_shards * size.written.shard_tokens,
-        "num_shards": size.written.num_shards,
-        **{name: value for name, value in size._asdict().items() if name != "written"},
+        "num_tokens": size.num_shards * size.shard_tokens,
+        **size._asdict(),
         "torch_threads": torch.get_num_threads(),
     }
     with scratch_folder(options) as folder:
-        write_both(folder, size.written)
+        write_both(folder, num_shards=size.num_shards, shard_tokens=size.shard_tokens)
         paths = [folder / "one.bin", *sorted((folder / "sharded").glob("*.bin"))]
         for pages in ("2 MiB", "small"):
             read_back(paths, huge=pages == "2 MiB")
@@ -88,38 +87,29 @@ def drain(stream: shardstream.BatchStream, num_batches: int) -> None:
 
 def drawn_starts(size: Size, seed: int, num_batches: int) -> NDArray[np.int64]:
     """Random windows at multiples of context_length, as the stream's own."""
-    num_windows = (size.written.num_shards * size.written.shard_tokens - 1) // size.context_length
+    num_windows = (size.num_shards * size.shard_tokens - 1) // size.context_length
     windows = np.random.default_rng(seed).integers(0, num_windows, (num_batches, size.batch_size))
     return windows * size.context_length
 
 
 def measure_warm(report: Report, size: Size, pages: str, folder: Path) -> None:
     """The loop from memory, in each order, beside the limit and nanoGPT."""
-    memmap = np.memmap(folder / "one.bin", np.uint16, mode="r")
-    tokens: NDArray[np.uint16] = memmap.view(np.ndarray)
+    tokens: NDArray[np.uint16] = np.memmap(folder / "one.bin", np.uint16, mode="r").view(np.ndarray)
     m = size.context_length
     view = sliding_window_view(tokens, m + 1)
 
     def limit(starts: NDArray[np.int64]) -> None:
         for of_batch in starts:
-            windows = view[of_batch]
-            batch = (
-                torch.from_numpy(windows[:, :-1].astype(np.int64)),
-                torch.from_numpy(windows[:, 1:].astype(np.int64)),
-            )
+            batch = into_fresh_memory(view[of_batch])
         del batch
 
     def nanogpt(starts: NDArray[np.int64]) -> None:
         for of_batch in starts[::32]:
-            # As it stands there, but for the draw.
-            data = np.memmap(folder / "one.bin", dtype=np.uint16, mode="r")
-            ix = torch.from_numpy(of_batch)
-            x = torch.stack([torch.from_numpy((data[i : i + m]).astype(np.int64)) for i in ix])
-            y = torch.stack([torch.from_numpy((data[i + 1 : i + 1 + m]).astype(np.int64)) for i in ix])
-        del x, y
+            batch = nanogpt_batch(folder / "one.bin", of_batch, m)
+        del batch
 
     with shardstream.open(folder / "sharded") as dataset:
-        touch(Sources(dataset, tokens, memmap, tokens, folder / "one.bin"))
+        touch(dataset, tokens)
         streams = {order: stream_of(dataset, size, order=order) for order in ("shuffle", "block-shuffle", "sequential")}
         contenders: dict[str, Any] = {
             "gather and widen, one memmap": limit,
@@ -217,17 +207,16 @@ def measure_waiting(report: Report, size: Size, folder: Path) -> None:
         report.bars.append(Bar(name=name, bar=1, got=100 * stats.wait_share, unit=" %", at_most=True))
 
 
-def fio(path: Path, size: Size, *options: str) -> dict[str, Any] | None:
-    """What fio reads of a file past the page cache; None where there is no fio, or nothing to measure."""
+def fio(path: Path, size: Size, figure: str, *options: str) -> float:
+    """One figure of what fio reads of a file past the page cache; 0 where there is no fio, or nothing to measure."""
     if shutil.which("fio") is None or not size.fio_s:
-        return None
+        return 0.0
     command = [
         *("fio", "--name=read", f"--filename={path}", "--readonly", "--direct=1", "--ioengine=libaio", "--time_based"),
         *(f"--runtime={size.fio_s}", "--output-format=json", *options),
     ]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    result: dict[str, Any] = json.loads(done.stdout)["jobs"][0]["read"]
-    return result
+    return float(json.loads(done.stdout)["jobs"][0]["read"][figure])
 
 
 def drop(paths: Sequence[Path]) -> None:
@@ -267,12 +256,12 @@ def measure_cold(report: Report, size: Size, folder: Path, paths: Sequence[Path]
     for number in range(3):
         for name, run in {
             "memmap, window by window": lambda: cold_memmap(number),  # noqa: B023 - called within the round
-            "fio, 4 KiB random, depth 128": lambda: fio_rate(
-                folder, size, "iops", "--rw=randread", "--bs=4k", "--iodepth=128"
+            "fio, 4 KiB random, depth 128": lambda: fio(
+                folder / "one.bin", size, "iops", "--rw=randread", "--bs=4k", "--iodepth=128"
             ),
             "BatchStream, shuffle": lambda: cold_stream("shuffle", size.num_cold_batches),
-            "fio, 4 MiB sequential, depth 4": lambda: fio_rate(
-                folder, size, "bw_bytes", "--rw=read", "--bs=4m", "--iodepth=4"
+            "fio, 4 MiB sequential, depth 4": lambda: fio(
+                folder / "one.bin", size, "bw_bytes", "--rw=read", "--bs=4m", "--iodepth=4"
             ),
             "BatchStream, block-shuffle": lambda: cold_stream("block-shuffle", None),
             "BatchStream, sequential": lambda: cold_stream("sequential", None),
@@ -309,12 +298,6 @@ def measure_cold(report: Report, size: Size, folder: Path, paths: Sequence[Path]
             got=best["BatchStream, block-shuffle"] * window_bytes / best["fio, 4 MiB sequential, depth 4"],
         ),
     ]
-
-
-def fio_rate(folder: Path, size: Size, figure: str, *options: str) -> float:
-    """One figure of fio's; 0 where there is no fio."""
-    result = fio(folder / "one.bin", size, *options)
-    return float(result[figure]) if result else 0.0
 
 
 if __name__ == "__main__":
