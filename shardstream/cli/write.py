@@ -11,11 +11,12 @@ from shardstream import DatasetWriter, Manifest
 from shardstream.cli.info import facts_of
 from shardstream.cli.program import Interrupted, RefusedData, Verb, examples, refused_data, wrong_use
 from shardstream.cli.progress import progress_bar
-from shardstream.cli.report import Fact, count, json_option, print_report, seconds_text, text
+from shardstream.cli.report import Fact, count, json_option, print_report, seconds_text, size_text, text
 from shardstream.ingest.flat_ids import decimal_stream, raw_stream
 from shardstream.ingest.token_files import open_token_file
 from shardstream.ingest.token_pieces import TokenFile
 from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS
+from shardstream.write.zstd_upload import Compression
 
 _STDIN: Final = "standard input"
 
@@ -26,6 +27,7 @@ _STDIN: Final = "standard input"
         "shardstream write a.bin b.bin --dtype uint16 --vocab-size 50257 --out data/train",
         "shardstream write rows-*.parquet --eos-id 2 --vocab-size 32000 --out s3://bucket/train",
         "zcat ids.txt.gz | shardstream write - --vocab-size 50257 --out data/train",
+        "shardstream write *.npy --vocab-size 50257 --compression zstd --out s3://bucket/train",
     ),
 )
 @click.argument("inputs", metavar="IN...", nargs=-1, required=True)
@@ -56,6 +58,13 @@ _STDIN: Final = "standard input"
     show_default=True,
     help="Tokens of each shard but the last.",
 )
+@click.option(
+    "--compression",
+    type=click.Choice(["zstd"]),
+    help="Store each shard as a zstd frame, about a third of the size. It pays where bytes travel, to and from object "
+    "storage. Where the dataset is read from a local disk, leave it out: raw shards are mapped as they lie, compressed "
+    "ones take a cache and time to be decompressed into it.  [default: raw]",
+)
 @click.option("--tokenizer-name", metavar="TEXT", help="Who made the ids, such as gpt2; recorded in the manifest.")
 @click.option("--overwrite", is_flag=True, help="Replace the dataset, or what a run left behind, at URI.")
 @click.option("--resume", is_flag=True, help="Go on where an earlier run of the same command stopped.")
@@ -70,6 +79,7 @@ def write(  # the options are the interface
     eos_id: int | None,
     allow_eos_in_documents: bool,
     shard_tokens: int,
+    compression: Compression | None,
     tokenizer_name: str | None,
     overwrite: bool,
     resume: bool,
@@ -92,6 +102,7 @@ def write(  # the options are the interface
             shard_tokens=shard_tokens,
             eos_id=eos_id,
             tokenizer={"name": tokenizer_name},
+            compression=compression,
             allow_eos_in_documents=allow_eos_in_documents,
             overwrite=overwrite,
             resume=resume,
@@ -181,7 +192,17 @@ def _facts_of(manifest: Manifest, num_durable: int, seconds: float) -> list[Fact
     resumed = [count("num_resumed_tokens", "durable before", num_durable)] if num_durable else []
     return [
         *facts_of(manifest),
+        *_stored_size(manifest),
         *resumed,
         Fact("seconds", "time", seconds, seconds_text(seconds)),
-        Fact("mb_per_second", "rate", mb_per_second, f"{mb_per_second:,.0f} MB/s of tokens as they are stored"),
+        Fact("mb_per_second", "rate", mb_per_second, f"{mb_per_second:,.0f} MB/s of {manifest.dtype.name} tokens"),
     ]
+
+
+def _stored_size(manifest: Manifest) -> list[Fact]:
+    """What compression made of the size, where there was any."""
+    if not any(shard.stored for shard in manifest.shards):
+        return []
+    stored_bytes = sum(shard.file_bytes for shard in manifest.shards)
+    ratio = stored_bytes / manifest.num_bytes
+    return [Fact("stored_bytes", "stored size", stored_bytes, f"{size_text(stored_bytes)}, {ratio:.2f} of the size")]

@@ -1,12 +1,15 @@
 """Whether bytes are the ones that a shard entry promises."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardstream.format.manifest import Manifest, ShardEntry
+from shardstream.errors import IntegrityError
+from shardstream.format.manifest import Manifest, ShardEntry, StoredBytes
+from shardstream.format.zstd_shard import decompressed_blocks
 
 # Large enough that hashing and NumPy run without the interpreter's lock, small enough to stay in a core's cache.
 _READ_BYTES: Final = 2**20
@@ -41,8 +44,8 @@ class ShardTally:
         if self._eos_id is not None:
             self._num_eos += int(np.count_nonzero(tokens == self._eos_id))
 
-    def entry(self, name: str) -> ShardEntry:
-        """The entry of a shard that holds exactly the tokens seen."""
+    def entry(self, name: str, stored: StoredBytes | None = None) -> ShardEntry:
+        """The entry of a shard that holds exactly the tokens seen, and is stored so."""
         return ShardEntry(
             name=name,
             num_tokens=self._num_tokens,
@@ -51,6 +54,7 @@ class ShardTally:
             min_token=self._min_token,
             max_token=self._max_token,
             num_eos=None if self._eos_id is None else self._num_eos,
+            stored=stored,
         )
 
 
@@ -63,15 +67,28 @@ def size_problem(entry: ShardEntry, file_bytes: int) -> str | None:
 
 
 def content_problem(manifest: Manifest, entry: ShardEntry, file: BinaryIO) -> str | None:
-    """Read a whole raw shard from its first byte on; say what is wrong with it, or None.
+    """Read a whole shard, raw or compressed, from its first byte on; say what is wrong with it, or None.
 
     Args:
         manifest: The dataset that the shard belongs to.
         entry: The shard's row. What it leaves out (an adopted file's checksum, say) is not compared.
         file: The shard, open at offset 0. Bounded memory: it is read in blocks.
     """
-    file.seek(entry.byte_offset)
     tally = ShardTally(manifest.eos_id)
+    blocks = decompressed_blocks(file.read, entry) if entry.stored else _raw_blocks(file, entry)
+    try:
+        for block in blocks:
+            tokens = np.frombuffer(block, dtype=manifest.dtype)
+            tally.update(tokens)
+            tally.widen(int(tokens.min()), int(tokens.max()))
+    except IntegrityError as error:
+        return str(error)
+    return _entry_problem(manifest, entry, tally.entry(entry.name))
+
+
+def _raw_blocks(file: BinaryIO, entry: ShardEntry) -> Iterator[memoryview]:
+    """The bytes of a raw shard's tokens; each block is valid until the next is asked for."""
+    file.seek(entry.byte_offset)
     block = bytearray(_READ_BYTES)
     num_unread = entry.num_bytes
     while num_unread:
@@ -80,15 +97,14 @@ def content_problem(manifest: Manifest, entry: ShardEntry, file: BinaryIO) -> st
         while filled < len(wanted):
             got = file.readinto(wanted[filled:])  # type: ignore[attr-defined]  # every binary file has it; typeshed's BinaryIO has not
             if not got:
-                return f"truncated: {entry.num_bytes - num_unread + filled} bytes of tokens, wanted {entry.num_bytes}"
+                raise IntegrityError(
+                    f"truncated: {entry.num_bytes - num_unread + filled} bytes of tokens, wanted {entry.num_bytes}"
+                )
             filled += got
-        tokens = np.frombuffer(wanted, dtype=manifest.dtype)
-        tally.update(tokens)
-        tally.widen(int(tokens.min()), int(tokens.max()))
+        yield wanted
         num_unread -= filled
     if file.read(1):
-        return f"too long: bytes follow after the {entry.file_bytes} that the manifest says"
-    return _entry_problem(manifest, entry, tally.entry(entry.name))
+        raise IntegrityError(f"too long: bytes follow after the {entry.file_bytes} that the manifest says")
 
 
 def _entry_problem(manifest: Manifest, entry: ShardEntry, found: ShardEntry) -> str | None:

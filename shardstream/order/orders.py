@@ -16,11 +16,6 @@ from shardstream.order.permutation import Permutation, keys_of, mix
 ORDER_VERSION: Final = 1
 ORDER_NAMES: Final = ("shuffle", "block-shuffle", "sequential", "random")
 
-# 2 MiB of uint16: long enough that a disk reads it as fast as it can read, short enough to mix well.
-DEFAULT_BLOCK_TOKENS: Final = 2**20
-# 128 MiB of uint16 are mixed at a time, which a page cache always holds. A power of four, as permutations like it best.
-DEFAULT_BUFFER_BLOCKS: Final = 64
-
 _SEQUENTIAL_RANGE_TOKENS: Final = 2**20
 _SEQUENTIAL_AHEAD_TOKENS: Final = 2**24
 

@@ -19,7 +19,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -106,8 +106,11 @@ class MappedShards:
         entries: The shards, in order.
         bounds: First position of each shard, then the total; shape (num_shards + 1,).
         dtype: The stored dtype.
-        locate: Entry -> path of a local file with its raw tokens. Called when a shard is mapped; may raise.
+        locate: Number of a shard -> path of a local file with its tokens. Called when the shard is mapped; may take its
+            time, and may raise. The path is held as long as the map, so it may be an object that keeps the file there.
         max_maps: Maps open at a time, at least 1; shards beyond them are mapped in turn.
+        piece: Shard, start and stop in tokens of it -> these tokens, where they are at hand without the file; None where
+            they are not.
     """
 
     def __init__(
@@ -115,15 +118,17 @@ class MappedShards:
         entries: Sequence[ShardEntry],
         bounds: NDArray[np.int64],
         dtype: "np.dtype[np.unsignedinteger[Any]]",
-        locate: Callable[[ShardEntry], str | os.PathLike[str]],
+        locate: Callable[[int], str | os.PathLike[str]],
         *,
         max_maps: int,
+        piece: Callable[[int, int, int], Tokens | None] | None = None,
     ) -> None:
         self._entries = entries
         self._bounds = bounds
         self._dtype = dtype
         self._locate = locate
         self._max_maps = max_maps
+        self._piece = piece
         self._maps: dict[int, _Map] = {}  # oldest first
         self._generation = _Generation()
         self._owner_pid = os.getpid()
@@ -229,7 +234,10 @@ class MappedShards:
         begins = offsets // mmap.PAGESIZE * mmap.PAGESIZE
         lengths = offsets - begins + (stops - starts) * self._dtype.itemsize
         for shard, begin, length in zip(shards.tolist(), begins.tolist(), lengths.tolist(), strict=True):
-            mapped = self._maps.get(shard) or self._mapped_if_it_can_be(shard)
+            mapped = self._maps.get(shard)
+            # A shard that may come in pieces may have a long way; bringing it here is not this method's business.
+            if mapped is None and self._piece is None:
+                mapped = self._mapped_if_it_can_be(shard)
             if mapped is None:
                 continue
             with contextlib.suppress(OSError):  # advice only: not every filesystem takes it
@@ -288,7 +296,15 @@ class MappedShards:
         if problem:
             with self._own_lock():
                 self._retire([shard] if shard in self._maps else [])
+            if self._piece is not None:
+                return  # a cached copy: whoever locates it again finds the damage, and mends it
             raise IntegrityError(f"{os.fspath(mapped.path)}: {problem}; the dataset was changed while it was read")
+
+    def keep_only(self, shards: Collection[int], *, max_maps: int) -> None:
+        """Let go of the maps of all other shards; from now on keep up to ``max_maps``."""
+        with self._own_lock():
+            self._max_maps = max_maps
+            self._retire([shard for shard in self._maps if shard not in shards])
 
     def close(self) -> None:
         """Let go of all maps; the next read maps anew."""
@@ -313,6 +329,9 @@ class MappedShards:
         is_whole = starts + length <= self._bounds[shards + 1]
         if length > _MAX_GATHER_LENGTH:
             is_whole[:] = False
+        if self._piece is not None:
+            for index in np.flatnonzero(is_whole).tolist():
+                is_whole[index] = self._piece_of(int(starts[index]), int(shards[index]), length) is None
         # In shard order, as many windows at a time as their shards can be mapped together.
         whole = np.flatnonzero(is_whole)
         whole = whole[np.argsort(shards[whole], kind="stable")]
@@ -331,8 +350,16 @@ class MappedShards:
         filled = 0
         for span in spans_of(start, start + len(out), self._bounds):
             length = span.stop - span.start
-            out[filled : filled + length] = self._mapped(span.shard)[span.start : span.stop]
+            piece = self._piece_of(start + filled, span.shard, length)
+            out[filled : filled + length] = self._mapped(span.shard)[span.start : span.stop] if piece is None else piece
             filled += length
+
+    def _piece_of(self, start: int, shard: int, length: int) -> Tokens | None:
+        """Tokens of a shard that is not mapped, if they are at hand all the same."""
+        if self._piece is None or shard in self._maps:
+            return None
+        start -= int(self._bounds[shard])
+        return self._piece(shard, start, start + length)
 
     def _mapped(self, shard: int) -> Tokens:
         """All tokens of one shard; the array keeps its map alive by itself."""
@@ -350,7 +377,7 @@ class MappedShards:
             self._retire([shard for shard in self._maps if shard not in kept][:num_surplus])
         for shard in missing:
             entry = self._entries[shard]
-            path = self._locate(entry)
+            path = self._locate(shard)
             if self._watch is not None:  # before its size is looked at
                 self._watch.add(os.path.dirname(path))  # noqa: PTH120
             if not self._maps:

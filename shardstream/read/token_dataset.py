@@ -2,14 +2,15 @@
 
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -17,10 +18,24 @@ from shardstream.errors import FormatError, IntegrityError, StorageError
 from shardstream.format.integrity import content_problem, size_problem
 from shardstream.format.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardEntry
 from shardstream.read.mapped_shards import MappedShards, Tokens, max_open_maps
-from shardstream.storage.store import LocalStore, Store, store_of
+from shardstream.read.ranged_shards import RangedShards
+from shardstream.storage.cache import CacheCounts, ShardCache, check_bound, default_cache_dir
+from shardstream.storage.downloads import Downloads, Expected, Piece
+from shardstream.storage.local_store import LocalStore
+from shardstream.storage.remote_store import RemoteStore, Traffic
+from shardstream.storage.store import Store, store_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# How tokens are read: mapped in place, through a cache, or, with None, by ranged requests.
+Reading: TypeAlias = "LocalStore | ShardCache | None"
+
+# A pin, and before Python 3.13 the map's own descriptor.
+_FILES_PER_CACHED_MAP: Final = 2
+# So many processes may share a bounded cache without knowing of one another: each holds as much of it at most, unless a
+# batch stream says what it needs.
+_PROCESSES_PER_CACHE: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +63,24 @@ class VerifyReport:
         return not self.problems
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadTraffic:
+    """What reading a dataset took so far, in one process. All zero where it is read in place."""
+
+    num_hits: int = 0
+    """Shards that were in the cache when they were needed first."""
+    num_downloads: int = 0
+    """Shards that were not."""
+    num_evictions: int = 0
+    """Shards that had to leave the cache for them."""
+    num_requests: int = 0
+    """What the store was asked, tries that failed included."""
+    num_retries: int = 0
+    """Tries that failed and were followed by another."""
+    num_received_bytes: int = 0
+    """Bytes that the store sent."""
+
+
 class TokenDataset:
     """A dataset, open for reading. Made by :func:`shardstream.open`.
 
@@ -56,19 +89,42 @@ class TokenDataset:
     holds no tokens and opens the dataset again.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, *, trust_locations: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        trust_locations: bool,
+        reading: "Reading",
+        version: str | None,
+    ) -> None:
         self.manifest = manifest
         """What the dataset is."""
         self._store = store
         self._trust_locations = trust_locations
+        self._reading = reading
         lengths = np.array([shard.num_tokens for shard in manifest.shards], dtype=np.int64)
         self._bounds = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         self._num_tokens = manifest.num_tokens
-        # Not a method of self: the cycle would keep the maps until the garbage collector comes by.
-        self._locate = partial(_local_path, store, trust_locations)
-        self._shards = MappedShards(
-            manifest.shards, self._bounds, manifest.dtype, self._locate, max_maps=max_open_maps()
-        )
+        self._downloads: Downloads | None = None
+        self._shards: MappedShards | RangedShards
+        # No method of self among the arguments: the cycle would keep the maps until the garbage collector comes by.
+        check_unchanged = partial(_check_unchanged, store, manifest.digest, version)
+        if isinstance(reading, ShardCache):
+            self._downloads = Downloads(store, reading, manifest.shards, check_unchanged)
+            self._shards = MappedShards(
+                [msgspec.structs.replace(entry, byte_offset=0, stored=None) for entry in manifest.shards],
+                self._bounds,
+                manifest.dtype,
+                self._downloads.obtain,
+                max_maps=_max_cached_maps(reading, manifest),
+                piece=partial(_piece, self._downloads, manifest),
+            )
+        elif reading is None:
+            self._shards = RangedShards(store, manifest.shards, self._bounds, manifest.dtype, check_unchanged)
+        else:
+            locate = partial(_local_path, reading, trust_locations, manifest)
+            self._shards = MappedShards(manifest.shards, self._bounds, manifest.dtype, locate, max_maps=max_open_maps())
 
     @property
     def uri(self) -> str:
@@ -164,7 +220,8 @@ class TokenDataset:
         Args:
             starts, stops: Positions, half-open, shape (n,) each, within the dataset.
         """
-        self._shards.look_ahead(starts, stops)
+        if isinstance(self._shards, MappedShards):
+            self._shards.look_ahead(starts, stops)
 
     def look_again(self) -> None:
         """See that the shards that are mapped are still there as a whole.
@@ -176,7 +233,67 @@ class TokenDataset:
         Raises:
             IntegrityError: A shard is missing, or its size is wrong.
         """
-        self._shards.look_again()
+        if isinstance(self._shards, MappedShards):
+            self._shards.look_again()
+
+    @property
+    def bounds(self) -> NDArray[np.int64]:
+        """First position of each shard, then the number of tokens; shape (num_shards + 1,)."""
+        return self._bounds
+
+    @property
+    def cache(self) -> ShardCache | None:
+        """Where shards are read from, if not in place."""
+        return self._downloads.cache if self._downloads else None
+
+    def expect(
+        self,
+        owner: object,
+        *,
+        in_use: Sequence[int] | None,
+        coming: Sequence[int] = (),
+        pieces: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        """Say which shards are read from now on; of a dataset that is read in place nothing need be said.
+
+        What the same owner said before is forgotten, and all of it when the owner is. Returns at once: downloads go on
+        in the background, and what cannot be downloaded is reported when it is read.
+
+        Args:
+            owner: Who says it.
+            in_use: Numbers of the shards that the next reads may touch: they stay in the cache. None: any of them.
+            coming: Those that later ones will, in order.
+            pieces: Of other shards ``(shard, start, stop)``, tokens of it, half-open: read by themselves, since they are
+                not worth the shard.
+        """
+        if self._downloads is None or not isinstance(self._shards, MappedShards):
+            return
+        size = self.dtype.itemsize
+        offsets = [self.manifest.shards[shard].byte_offset for shard, _, _ in pieces]
+        expected = Expected(
+            in_use=in_use or (),
+            coming=coming,
+            pieces=[
+                Piece(shard, offset + start * size, offset + stop * size)
+                for offset, (shard, start, stop) in zip(offsets, pieces, strict=True)
+            ],
+        )
+        shards_in_use = self._downloads.expect(owner, expected)
+        is_kept = range(len(self.manifest.shards)) if in_use is None else shards_in_use
+        self._shards.keep_only(is_kept, max_maps=max(1, max_open_maps() // _FILES_PER_CACHED_MAP))
+
+    def traffic(self) -> "ReadTraffic":
+        """What reading took so far, in this process, beside the tokens themselves."""
+        counts = self._downloads.cache.counts if self._downloads else CacheCounts()
+        traffic = self._store.traffic if isinstance(self._store, RemoteStore) else Traffic()
+        return ReadTraffic(
+            num_hits=counts.num_hits,
+            num_downloads=counts.num_downloads,
+            num_evictions=counts.num_evictions,
+            num_requests=traffic.num_requests,
+            num_retries=traffic.num_retries,
+            num_received_bytes=traffic.num_bytes,
+        )
 
     def verify(
         self,
@@ -218,8 +335,10 @@ class TokenDataset:
         )
 
     def close(self) -> None:
-        """Let go of all maps; a later read maps anew."""
+        """Let go of all maps, and end all downloads; a later read begins anew."""
         self._shards.close()
+        if self._downloads is not None:
+            self._downloads.close()
 
     def __enter__(self) -> "Self":
         """Nothing more than ``self``."""
@@ -232,12 +351,19 @@ class TokenDataset:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the place and the digest: the copy must find the same tokens."""
-        return _reopen, (self.uri, self._trust_locations, self.manifest.digest)
+        """Pickle the place and the digest: the copy must find the same tokens. Credentials are left out."""
+        options: dict[str, Any] = {"trust_locations": self._trust_locations}
+        if isinstance(self._reading, ShardCache):
+            options |= {"cache_dir": self._reading.folder, "max_cache_bytes": self._reading.max_bytes}
+        elif self._reading is None:
+            options["cache_dir"] = False
+        if self._store.public_options:
+            options["storage_options"] = self._store.public_options
+        return _reopen, (self.uri, options, self.manifest.digest)
 
     def _problem_of(self, entry: ShardEntry) -> str | None:
         if isinstance(self._store, LocalStore):
-            self._locate(entry)  # refuses links out of the folder
+            self._store.path(entry.location or entry.name, follow_links=self._trust_locations)  # refuses links out
         name = entry.location or entry.name
         size = self._store.size(name)
         if size is None:
@@ -251,25 +377,41 @@ class TokenDataset:
 def open_dataset(
     uri: str | os.PathLike[str],
     *,
+    cache_dir: str | os.PathLike[str] | Literal[False] | None = None,
+    max_cache_bytes: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     trust_locations: bool = False,
 ) -> TokenDataset:
     """Open a dataset for reading. The manifest is read and checked whole; no shard is touched.
 
+    Raw shards on a local disk are read in place. Others, behind a URL or compressed, are downloaded into a cache when
+    they are first needed, verified, and read from there.
+
     Args:
         uri: The folder or URL that holds ``manifest.json``.
-        storage_options: Passed to the fsspec filesystem.
+        cache_dir: Where shards are cached: a folder on a local disk, which all processes and datasets of a machine may
+            share. ``$XDG_CACHE_HOME/shardstream``, by default ``~/.cache/shardstream``, if None. ``False`` reads by
+            ranged requests instead and keeps nothing: for a quick look.
+        max_cache_bytes: The most that the cache's files take together, whoever reads them; None for no bound.
+        storage_options: As the fsspec filesystem takes them (``key``, ``secret``, ``endpoint_url``, ``profile``,
+            ``anon`` ... for S3); credentials are better left to the environment.
         trust_locations: Follow the manifest to files outside its folder, and follow links. Only for datasets that you
             made yourself by adopting files: a stranger's manifest could name any file.
 
     Raises:
+        ValueError: The bound is below the largest shard, or the options do not go together.
         StorageError: There is no manifest, or it cannot be read.
         FormatError: It breaks the specification, or asks for more trust than it was given.
     """
     store = store_of(uri, storage_options)
+    version = None
     # One GET. A missing manifest is the likeliest mistake of all: say what was looked for.
     try:
-        data = store.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES + 1)
+        if isinstance(store, RemoteStore):
+            body = store.body(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES + 1)
+            data, version = bytes(body.data), body.version
+        else:
+            data = store.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES + 1)
     except StorageError as error:
         raise StorageError(
             f"{error}; a dataset is a folder or URL with a {MANIFEST_NAME}, which its writer adds last"
@@ -281,25 +423,79 @@ def open_dataset(
                 f"{store.uri}: shard {shard.name} lies elsewhere, at {shard.location!r}; if you adopted it yourself, open "
                 "with trust_locations=True"
             )
-        if shard.stored is not None:
-            raise FormatError(
-                f"{store.uri}: shard {shard.name} is stored as {shard.stored.codec}, and this version of shardstream "
-                "reads raw shards only; install a newer one"
+    reading = _reading(store, manifest, cache_dir, max_cache_bytes)
+    return TokenDataset(store, manifest, trust_locations=trust_locations, reading=reading, version=version)
+
+
+def _reading(
+    store: Store,
+    manifest: Manifest,
+    cache_dir: str | os.PathLike[str] | Literal[False] | None,
+    max_cache_bytes: int | None,
+) -> "Reading":
+    """How tokens are read."""
+    compressed = next((shard for shard in manifest.shards if shard.stored), None)
+    if isinstance(store, LocalStore) and compressed is None:
+        return store
+    if cache_dir is False:
+        if max_cache_bytes is not None:
+            raise ValueError(f"max_cache_bytes is {max_cache_bytes}, but cache_dir=False asks for no cache")
+        if compressed is not None:
+            raise ValueError(
+                f"{store.uri}: {compressed.name} is compressed, and read through a cache; give a cache_dir"
             )
-    return TokenDataset(store, manifest, trust_locations=trust_locations)
-
-
-def _local_path(store: Store, trust_locations: bool, entry: ShardEntry) -> Path:  # noqa: FBT001 - bound once, in order
-    if not isinstance(store, LocalStore):
-        raise StorageError(
-            f"{store.uri}: tokens are read from local disks only so far; copy the dataset to one, "
-            "or check it where it is with `shardstream verify`"
+        return None
+    for shard in manifest.shards:
+        if shard.sha256 is None:
+            raise FormatError(
+                f"{store.uri}: {shard.name} has no checksum, and a cache holds verified shards only; adopt it again with "
+                "checksums, or look at it with cache_dir=False"
+            )
+    largest = max(manifest.shards, key=lambda shard: shard.num_bytes, default=None)
+    if largest is not None:
+        check_bound(
+            max_cache_bytes, largest.num_bytes, reason=f"{store.uri} has shards of so many, {largest.name} for one"
         )
+    return ShardCache(default_cache_dir() if cache_dir is None else cache_dir, max_cache_bytes)
+
+
+def _max_cached_maps(cache: ShardCache, manifest: Manifest) -> int:
+    """Shards of the cache that one process holds although nobody said that it needs them."""
+    max_maps = max(1, max_open_maps() // _FILES_PER_CACHED_MAP)
+    largest = max((shard.num_bytes for shard in manifest.shards), default=0)
+    if cache.max_bytes is None or largest == 0:
+        return max_maps
+    return max(1, min(max_maps, cache.max_bytes // largest // _PROCESSES_PER_CACHE))
+
+
+def _piece(downloads: Downloads, manifest: Manifest, shard: int, start: int, stop: int) -> Tokens | None:
+    """Tokens of a shard that were read without it."""
+    entry, size = manifest.shards[shard], manifest.dtype.itemsize
+    data = downloads.piece(shard, entry.byte_offset + start * size, entry.byte_offset + stop * size)
+    return None if data is None else np.frombuffer(data, dtype=manifest.dtype)
+
+
+def _local_path(store: LocalStore, trust_locations: bool, manifest: Manifest, shard: int) -> Path:  # noqa: FBT001 - bound once, in order
+    entry = manifest.shards[shard]
     return store.path(entry.location or entry.name, follow_links=trust_locations)
 
 
-def _reopen(uri: str, trust_locations: bool, digest: str) -> TokenDataset:  # noqa: FBT001 - called by pickle alone
-    dataset = open_dataset(uri, trust_locations=trust_locations)
+def _check_unchanged(store: Store, digest: str, version: str | None) -> None:
+    """See that the dataset is still the one that was opened: parts of shards have no checksum that would tell."""
+    try:
+        if version is not None:
+            is_same = store.version(MANIFEST_NAME) == version
+        else:
+            data = store.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES + 1)
+            is_same = Manifest.parse(data, source=f"{store.uri}/{MANIFEST_NAME}").digest == digest
+    except StorageError as error:
+        raise IntegrityError(f"{store.uri}: the dataset's manifest is gone while it is read: {error}") from error
+    if not is_same:
+        raise IntegrityError(f"{store.uri}: the dataset was replaced while it was read; open it again")
+
+
+def _reopen(uri: str, options: dict[str, Any], digest: str) -> TokenDataset:
+    dataset = open_dataset(uri, **options)
     if dataset.manifest.digest != digest:
         raise IntegrityError(
             f"{uri}: dataset digest is {dataset.manifest.digest}, it was {digest} when this was pickled; "

@@ -1,37 +1,22 @@
-"""Objects under one URI, on a local disk or behind any fsspec URL.
+"""Objects under one URI: on a local disk, in an object store, or behind any other fsspec URL.
 
-A store knows names and bytes, nothing of datasets. The two kinds differ in what "durable" takes: a local file is
-written under a temporary name, fsynced, renamed, and its folder fsynced; an object store shows an object only when its
-upload is complete.
+A store knows names and bytes, nothing of datasets.
 """
 
 import contextlib
-import errno
-import fcntl
-import io
 import os
-import stat
-import uuid
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Protocol
 
-from shardstream.errors import FormatError, StorageError
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
-
-# 0 where the system has no such flag (macOS): then all goes through the page cache.
-_O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
-_PARTIAL_SUFFIX: Final = ".partial"
-_NO_HARD_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+from shardstream.storage.local_store import LocalStore
+from shardstream.storage.remote_store import RemoteStore
 
 
 class Upload(Protocol):
     """One object on its way: nobody sees it before :meth:`commit` returns."""
 
     def write(self, data: memoryview) -> None:
-        """Add bytes."""
+        """Add bytes; the memory is the caller's again when this returns."""
         ...
 
     def commit(self) -> None:
@@ -48,8 +33,21 @@ class Store(Protocol):
 
     uri: str
 
+    @property
+    def public_options(self) -> dict[str, Any]:
+        """The storage options that are no secret."""
+        ...
+
     def get(self, name: str, *, max_bytes: int) -> bytes:
         """A whole object; more than ``max_bytes`` bytes of it are never read."""
+        ...
+
+    def get_range(self, name: str, start: int, stop: int) -> memoryview:
+        """Bytes ``[start, stop)`` of an object, all of them."""
+        ...
+
+    def version(self, name: str) -> str | None:
+        """What tells an object from another one of its name; None where the store does not say."""
         ...
 
     def open(self, name: str) -> BinaryIO:
@@ -92,8 +90,12 @@ def store_of(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | N
     """The store at a local path, a ``file://`` URL or any other URL that fsspec knows.
 
     Args:
-        uri: Folder or URL prefix. Nothing is opened or created.
-        storage_options: Passed to the fsspec filesystem; credentials belong here or in the environment.
+        uri: Folder or URL prefix. Nothing is opened or created, and no client is made before it is needed.
+        storage_options: As the fsspec filesystem takes them; credentials belong here or in the environment.
+
+    Raises:
+        ValueError: fsspec does not know the scheme.
+        ImportError: The scheme needs a package that is not installed.
     """
     uri = os.fspath(uri)
     scheme, separator, rest = uri.partition("://")
@@ -101,323 +103,4 @@ def store_of(uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | N
         return LocalStore(uri)
     if scheme in {"file", "local"}:
         return LocalStore(rest)
-    return FsspecStore(uri, storage_options or {})
-
-
-@contextlib.contextmanager
-def _translated(action: str, where: object) -> Iterator[None]:
-    """The one place where an operating system's or a filesystem's error becomes ours."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise StorageError(f"{where}: cannot {action}: there is no such file") from error
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"{where}: cannot {action}: {error.strerror or error}") from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """A pipe under an object's name must not hang the reader."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _open_direct(path: str, flags: int) -> int:
-    """Open a file to write past the page cache, where its filesystem knows how."""
-    mode = 0o666  # less the umask, as `open` does
-    try:
-        return os.open(path, flags | _O_DIRECT, mode)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return os.open(path, flags, mode)
-
-
-def _leave_direct(descriptor: int) -> bool:
-    """From now on write through the page cache; whether that is a change."""
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~_O_DIRECT)
-    return bool(flags & _O_DIRECT)
-
-
-class LocalStore:
-    """Files under a folder."""
-
-    def __init__(self, root: str) -> None:
-        self._root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would show links where the user named none
-        self.uri = os.fspath(self._root)
-        self._folders_inside: set[Path] = set()
-
-    def path(self, name: str, *, follow_links: bool) -> Path:
-        """Where an object lies.
-
-        Args:
-            name: Name of the object, or with ``follow_links`` any path, relative to the folder or absolute.
-            follow_links: Whether it may lie elsewhere; otherwise a link that leads out is a FormatError.
-        """
-        path = self._root / name
-        if not follow_links:
-            self._check_inside(path)
-        return path
-
-    def _check_inside(self, path: Path) -> None:
-        folder = path.parent
-        with _translated("read", path):
-            # realpath, since resolve() raises a RuntimeError on a loop of links before Python 3.13
-            if folder not in self._folders_inside and Path(os.path.realpath(folder)).is_relative_to(
-                os.path.realpath(self._root)
-            ):
-                self._folders_inside.add(folder)
-            is_link = path.is_symlink()
-        if folder not in self._folders_inside or is_link:
-            raise FormatError(
-                f"{path}: a symbolic link where a shard should be; if you made it yourself, open the dataset with "
-                "trust_locations=True"
-            )
-
-    def get(self, name: str, *, max_bytes: int) -> bytes:
-        path = self._root / name
-        with _translated("read", path), open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise StorageError(f"{path}: cannot read: not a regular file")
-            return file.read(min(max_bytes, status.st_size + 1))
-
-    def open(self, name: str) -> BinaryIO:
-        path = self._root / name
-        with _translated("read", path):
-            return path.open("rb")
-
-    def size(self, name: str) -> int | None:
-        path = self._root / name
-        try:
-            status = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise StorageError(f"{path}: cannot read: {error.strerror or error}") from error
-        if not stat.S_ISREG(status.st_mode):
-            raise StorageError(f"{path}: not a regular file")
-        return status.st_size
-
-    def names(self) -> list[str]:
-        files = [path for path in self._files() if path.suffix != _PARTIAL_SUFFIX]
-        return sorted(path.relative_to(self._root).as_posix() for path in files)
-
-    def _files(self) -> list[Path]:
-        def fail(error: OSError) -> None:
-            raise error
-
-        if not self._root.is_dir():
-            return []
-        with _translated("list", self.uri):
-            return [Path(folder) / name for folder, _, names in os.walk(self._root, onerror=fail) for name in names]
-
-    def create(self, name: str) -> "_LocalUpload":
-        return _LocalUpload(self._root / name)
-
-    def put(self, name: str, data: bytes, *, overwrite: bool) -> None:
-        upload = self.create(name)
-        try:
-            upload.write(memoryview(data))
-            upload.commit(overwrite=overwrite)
-        except BaseException:
-            upload.abort()
-            raise
-
-    def delete(self, name: str) -> None:
-        path = self._root / name
-        with _translated("delete", path):
-            path.unlink(missing_ok=True)
-
-    def delete_partials(self) -> None:
-        for path in self._files():
-            if path.suffix == _PARTIAL_SUFFIX and path.name.startswith("."):
-                with _translated("delete", path):
-                    path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        from filelock import FileLock, Timeout  # noqa: PLC0415 - a reader never needs it
-
-        path = self._root / name
-        with _translated("create", path.parent):
-            _make_folder(path.parent)
-        lock = FileLock(path, blocking=False)
-        with _translated("lock", path):
-            try:
-                lock.acquire()
-            except Timeout as error:
-                raise StorageError(
-                    f"{self.uri}: another process is writing here; wait until it ends, or choose another place"
-                ) from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            lock.release()
-            with contextlib.suppress(OSError):  # not empty: what it holds is still needed
-                path.parent.rmdir()
-
-
-class _LocalUpload:
-    """A partial file.
-
-    It is written past the page cache as long as whole pages of page-aligned memory come: that takes a third of the
-    processor's time of copying to the cache and fsyncing it (0.24 s for a GiB, not 0.9), and a job that writes
-    terabytes leaves to the machine's other work what it has in the cache.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")
-        with _translated("create", path):
-            _make_folder(path.parent)
-            self._file = io.FileIO(self._partial, "x", opener=_open_direct)
-
-    def write(self, data: memoryview) -> None:
-        with _translated("write", self._path):
-            while data:
-                data = data[self._write_some(data) :]
-
-    def _write_some(self, data: memoryview) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            # Not whole pages, as at a shard's end. If it is something else, it will show again.
-            if error.errno == errno.EINVAL and _leave_direct(self._file.fileno()):
-                return 0
-            raise
-
-    def commit(self, *, overwrite: bool = True) -> None:
-        with _translated("write", self._path):
-            os.fsync(self._file.fileno())
-            self._file.close()
-            if overwrite:
-                self._partial.replace(self._path)
-            else:
-                self._link()
-            _fsync_folder(self._path.parent)
-
-    def _link(self) -> None:
-        """Rename, unless the name is taken: a link fails then, where a rename would replace."""
-        try:
-            os.link(self._partial, self._path)
-        except FileExistsError as error:
-            raise StorageError(f"{self._path}: it exists already, and is left as it is") from error
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            # FAT and some network disks: a look before the rename is all there is, and the writer's lock guards it.
-            if self._path.exists():
-                raise StorageError(f"{self._path}: it exists already, and is left as it is") from error
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink()
-
-    def abort(self) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder and those above it, durably: a file's own fsync does not save the folders that lead to it."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _fsync_folder(folder.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class FsspecStore:
-    """Objects under a URL of any fsspec filesystem."""
-
-    def __init__(self, uri: str, storage_options: Mapping[str, Any]) -> None:
-        import fsspec  # noqa: PLC0415 - a local dataset never needs it
-
-        self.uri = uri.rstrip("/")
-        self._fs: AbstractFileSystem
-        self._fs, root = fsspec.core.url_to_fs(self.uri, **storage_options)
-        self._root = root.rstrip("/")
-
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
-
-    def _where(self, name: str) -> str:
-        return f"{self.uri}/{name}"
-
-    def get(self, name: str, *, max_bytes: int) -> bytes:
-        with _translated("read", self._where(name)):
-            data: bytes = self._fs.cat_file(self._path(name), start=0, end=max_bytes)
-        return data
-
-    def open(self, name: str) -> BinaryIO:
-        with _translated("read", self._where(name)):
-            file: BinaryIO = self._fs.open(self._path(name), "rb")
-        return file
-
-    def size(self, name: str) -> int | None:
-        self._fs.invalidate_cache()
-        try:
-            with _translated("read", self._where(name)):
-                return int(self._fs.info(self._path(name))["size"])
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
-
-    def names(self) -> list[str]:
-        self._fs.invalidate_cache()
-        with _translated("list", self.uri):
-            return sorted(path[len(self._root) + 1 :] for path in self._fs.find(self._root))
-
-    def create(self, name: str) -> "_FsspecUpload":
-        return _FsspecUpload(self._fs, self._path(name), self._where(name))
-
-    def put(self, name: str, data: bytes, *, overwrite: bool) -> None:
-        try:
-            with _translated("write", self._where(name)):
-                self._fs.pipe_file(self._path(name), data, mode="overwrite" if overwrite else "create")
-        except StorageError as error:
-            if isinstance(error.__cause__, FileExistsError):
-                raise StorageError(f"{self._where(name)}: it exists already, and is left as it is") from error
-            raise
-
-    def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
-
-    def delete_partials(self) -> None:
-        """Nothing to do: an object store shows no unfinished upload."""
-
-    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
-        del name
-        return contextlib.nullcontext()
-
-
-class _FsspecUpload:
-    def __init__(self, fs: "AbstractFileSystem", path: str, where: str) -> None:
-        self._fs, self._path, self._where = fs, path, where
-        with _translated("create", where):
-            # An error on the way must not leave a cut object under the final name, as close() alone would.
-            self._file = fs.open(path, "wb", autocommit=False)
-
-    def write(self, data: memoryview) -> None:
-        with _translated("write", self._where):
-            self._file.write(data)
-
-    def commit(self) -> None:
-        with _translated("write", self._where):
-            self._file.close()
-            self._file.commit()
-
-    def abort(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.discard()
+    return RemoteStore(uri, storage_options or {})

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.errors import ResumeError
+from shardstream.format.manifest import Manifest
 from shardstream.order.orders import (
-    DEFAULT_BLOCK_TOKENS,
-    DEFAULT_BUFFER_BLOCKS,
     ORDER_NAMES,
     BlockShuffle,
     Order,
@@ -28,11 +27,14 @@ from shardstream.order.orders import (
     check_enough_tokens,
     num_windows,
 )
-from shardstream.read.token_dataset import TokenDataset
+from shardstream.order.ranks import lanes_of
+from shardstream.read.token_dataset import ReadTraffic, TokenDataset
+from shardstream.storage.cache import check_bound
 from shardstream.stream.ahead import Ahead
 from shardstream.stream.device import Batch, device_copy, device_of
 from shardstream.stream.lookahead import Lookahead
 from shardstream.stream.replica import replica_of
+from shardstream.stream.shard_plan import working_set_bytes
 from shardstream.stream.stream_state import StreamState, checked_state, state_of
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ _log = logging.getLogger("shardstream")
 # Waits of so many batches are kept for the percentiles of stats().
 _NUM_WAITS: Final = 4_096
 _NEVER: Final = 2**63
+# Block-shuffle's defaults. A block is a shard, so that few shards are in use at a time, as long as that is what a disk
+# or a wire brings in a moment: 128 MiB of uint16. Small shards make up a buffer of 32 MiB, 16,384 windows of 1,024.
+_MAX_BLOCK_TOKENS: Final = 2**26
+_LEAST_BUFFER_TOKENS: Final = 2**24
 # After a step of some milliseconds caches are cold, a batch takes 300 to 800 microseconds instead of 70, and a thread
 # hides it for 60. A loop that does nothing else would only wait for the thread.
 _SLOW_STEP_S: Final = 0.001
@@ -70,6 +76,8 @@ class StreamStats:
     wait_p50_s: float
     wait_p95_s: float
     """Seconds that half, and 95 %, of the last 4,096 batches took at most."""
+    traffic: ReadTraffic
+    """What reading the dataset took, by all its users in this process."""
 
     @property
     def wait_share(self) -> float:
@@ -103,8 +111,10 @@ class BatchStream:
         dp_rank, dp_world_size: This process's place among data-parallel ranks. If neither they nor ``mesh`` are given,
             torch.distributed says it. Ranks that work on the same samples (tensor or pipeline parallel) give the same.
         mesh: The data-parallel part of a DeviceMesh, such as ``mesh["dp"]``, instead of the two.
-        block_tokens: Of block-shuffle: tokens of a block, a multiple of ``context_length``; about 2**20 if None.
-        buffer_blocks: Of block-shuffle: blocks whose windows are mixed; 64 if None.
+        block_tokens: Of block-shuffle: tokens of a block, a multiple of ``context_length``; if None those of a shard, or
+            2**26 if it is longer.
+        buffer_blocks: Of block-shuffle: blocks whose windows are mixed; if None so many as make 2**24 tokens, at least
+            one. More mix better, and have to be read before the first batch.
         lanes: Of block-shuffle: equal parts of the dataset that a global batch is dealt from, so that a rank reads its
             lanes only; they divide the global batch. 1 if None.
 
@@ -144,7 +154,7 @@ class BatchStream:
         self._drop_last = drop_last
         self._order = _order_of(
             order,
-            len(dataset),
+            dataset.manifest,
             self._context_length,
             self._seed,
             {"block_tokens": block_tokens, "buffer_blocks": buffer_blocks, "lanes": lanes},
@@ -153,6 +163,7 @@ class BatchStream:
         self._dp_rank, self._dp_world_size = replica.dp_rank, replica.dp_world_size
         self._num_rows = self._batch_size * self._dp_world_size
         self._check_sizes()
+        self._check_cache()
         self._total_samples = None if self._epochs is None else self._epochs * (self._order.samples_per_epoch or 0)
         _log.info(
             "batch stream: dp_rank %d of dp_world_size %d, as %s said; order %s, seed %d, dataset %s",
@@ -278,12 +289,14 @@ class BatchStream:
             wait_s=self._wait_s,
             wait_p50_s=p50,
             wait_p95_s=p95,
+            traffic=self._dataset.traffic(),
         )
 
     def close(self) -> None:
         """Let go of everything but the dataset. A second call does nothing."""
         self._is_closed = True
         self._forget_begun()
+        self._lookahead.close()
 
     def __enter__(self) -> "Self":
         """Nothing more than ``self``."""
@@ -325,6 +338,24 @@ class BatchStream:
                 f"lanes is {self._order.lanes}, and a global batch has {self._num_rows} samples (batch_size "
                 f"{self._batch_size} on {self._dp_world_size} ranks); wanted a multiple of the lanes"
             )
+
+    def _check_cache(self) -> None:
+        """See that the cache can hold what is needed at a time."""
+        cache = self._dataset.cache
+        if cache is None or cache.max_bytes is None:
+            return
+        order = self._order
+        lanes = lanes_of(self._num_rows, lanes=order.lanes, dp_rank=self._dp_rank, dp_world_size=self._dp_world_size)
+        needed = working_set_bytes(self._dataset, order, lanes)
+        if order.mixed_samples == 0:
+            reason = (
+                f"order {order.name!r} reads all of {self._dataset.uri} at any time; 'block-shuffle' needs far less"
+            )
+        else:
+            reason = (
+                f"order {order.name!r} reads so much of {self._dataset.uri} at a time; fewer buffer_blocks need less"
+            )
+        check_bound(cache.max_bytes, needed, reason=reason)
 
     def _state(self, num_samples: int) -> StreamState:
         return state_of(
@@ -398,15 +429,18 @@ def _at_least(name: str, value: int, least: int) -> int:
 
 
 def _order_of(
-    name: str, num_tokens: int, context_length: int, seed: int, block_options: Mapping[str, int | None]
+    name: str, manifest: Manifest, context_length: int, seed: int, block_options: Mapping[str, int | None]
 ) -> Order:
     """The order of that name; ``block_options`` are block-shuffle's own, None where none was given."""
     if name not in ORDER_NAMES:
         raise ValueError(f"order is {name!r}; wanted one of {', '.join(map(repr, ORDER_NAMES))}")
+    num_tokens = manifest.num_tokens
     check_enough_tokens(num_tokens, context_length)
     given = {option: value for option, value in block_options.items() if value is not None}
     if name == "block-shuffle":
-        return _block_shuffle(num_tokens, context_length, seed, given)
+        return _block_shuffle(
+            num_tokens, context_length, seed, _block_options(manifest.shard_tokens, context_length, given)
+        )
     for option, value in given.items():
         raise ValueError(f"{option} is {value}, but order is {name!r}; only 'block-shuffle' has {option}")
     if name == "shuffle":
@@ -416,13 +450,18 @@ def _order_of(
     return Sequential(num_tokens, context_length)
 
 
-def _block_shuffle(num_tokens: int, context_length: int, seed: int, given: Mapping[str, int]) -> BlockShuffle:
+def _block_options(shard_tokens: int, context_length: int, given: Mapping[str, int]) -> dict[str, int]:
+    """Block-shuffle's options, with a default for each that was not given."""
     options = {
-        "block_tokens": max(1, DEFAULT_BLOCK_TOKENS // context_length) * context_length,
-        "buffer_blocks": DEFAULT_BUFFER_BLOCKS,
+        "block_tokens": max(1, min(shard_tokens, _MAX_BLOCK_TOKENS) // context_length) * context_length,
         "lanes": 1,
         **given,
     }
+    options.setdefault("buffer_blocks", max(1, _LEAST_BUFFER_TOKENS // max(1, options["block_tokens"])))
+    return options
+
+
+def _block_shuffle(num_tokens: int, context_length: int, seed: int, options: Mapping[str, int]) -> BlockShuffle:
     options = {option: _at_least(option, value, 1) for option, value in options.items()}
     if options["block_tokens"] % context_length:
         raise ValueError(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shardstream.order.orders import Order, PlannedRange
 from shardstream.order.ranks import lanes_of, rank_slice, samples_of
 from shardstream.read.token_dataset import TokenDataset
+from shardstream.stream.shard_plan import ShardPlan
 
 # Samples planned at first and at most: the first batch comes at once, the later ones are cheap.
 _FIRST_PLAN: Final = 2**10
@@ -80,11 +81,23 @@ class Lookahead:
         self._num_quiet_steps = 0
         self._has_asked = False
         self._ranges = self._ranges_from(first_sample)
+        self._shards = (
+            ShardPlan(dataset, order, self._lanes, sample=first_sample, stop_sample=stop_sample)
+            if dataset.cache is not None
+            else None
+        )
+
+    def close(self) -> None:
+        """Say that no sample is needed any more."""
+        if self._shards is not None:
+            self._shards.close()
 
     def take(self) -> NDArray[np.int64] | None:
         """Start positions of the next step, shape (rows of the rank,); None after the last."""
         if not self._plan and not self._plan_more():
             return None
+        if self._shards is not None:
+            self._shards.go_to(self._sample, self._sample + self._num_rows, self._plan)
         if self._must_ask():
             self._ask()
         self._num_asked = max(0, self._num_asked - 1)

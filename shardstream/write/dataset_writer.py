@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -33,6 +33,7 @@ from shardstream.write.target import (
     target_names,
 )
 from shardstream.write.token_array import token_arrays
+from shardstream.write.zstd_upload import Compression
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 # a cache can hold the dozens that block shuffle mixes, and that a crash costs seconds. A power of two keeps shard
 # bounds, pages and blocks aligned.
 DEFAULT_SHARD_TOKENS: Final = 2**26
+_COMPRESSIONS: Final = (None, *get_args(Compression))
 
 _Integers: TypeAlias = NDArray[np.integer[Any]]
 
@@ -59,6 +61,9 @@ class DatasetWriter:
         eos_id: The id that ends a document; :meth:`append_document` needs it.
         tokenizer: Who made the ids: any of ``name``, ``sha256``, ``eos_id``, ``bos_id``, ``pad_id``.
         metadata: Anything that JSON can say, kept in the manifest.
+        compression: None stores shards raw, so that a local reader can map them. ``"zstd"`` stores each as a zstd frame,
+            about a third of the size: for a dataset that travels, since a reader needs a cache to decompress it into.
+            It is the same dataset, with the same digest.
         allow_eos_in_documents: Accept ``eos_id`` inside a document; otherwise it is refused, since a reader could not
             tell it from the document's end.
         overwrite: Replace the dataset, or the crashed run, that stands at ``uri``. Only files that its manifest or its
@@ -84,6 +89,7 @@ class DatasetWriter:
         eos_id: int | None = None,
         tokenizer: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        compression: Compression | None = None,
         allow_eos_in_documents: bool = False,
         overwrite: bool = False,
         resume: bool = False,
@@ -96,6 +102,9 @@ class DatasetWriter:
         self._shard_tokens = operator.index(shard_tokens)
         if self._shard_tokens < 1:
             raise ValueError(f"shard_tokens is {shard_tokens}; wanted at least 1, such as {DEFAULT_SHARD_TOKENS}")
+        self._compression = compression
+        if compression not in _COMPRESSIONS:
+            raise ValueError(f"compression is {compression!r}; wanted {' or '.join(map(repr, _COMPRESSIONS))}")
         self._tokenizer = _tokenizer_identity(tokenizer, eos_id, self._vocab_size)
         self._eos_id = self._tokenizer.eos_id if self._tokenizer else None
         self._metadata = dict(metadata or {})
@@ -119,6 +128,7 @@ class DatasetWriter:
             dtype=self._dtype,
             shard_tokens=self._shard_tokens,
             eos_id=self._eos_id,
+            compression=self._compression,
             entries=entries,
             record=self._journal.record,
         )
@@ -244,7 +254,12 @@ class DatasetWriter:
         names = target_names(self._store)
         check_target(self._store, names, overwrite=overwrite, resume=resume)
         self._store.delete_partials()
-        head = JournalHead(vocab_size=self._vocab_size, shard_tokens=self._shard_tokens, tokenizer=self._tokenizer)
+        head = JournalHead(
+            vocab_size=self._vocab_size,
+            shard_tokens=self._shard_tokens,
+            tokenizer=self._tokenizer,
+            compression=self._compression,
+        )
         if resume and MANIFEST_NAME in names:
             return self._accept_complete(head)
         if resume and has_journal(names):
@@ -261,9 +276,10 @@ class DatasetWriter:
 
     def _accept_complete(self, head: JournalHead) -> list[ShardEntry]:
         manifest = read_manifest(self._store)
-        for field in ("vocab_size", "shard_tokens", "tokenizer"):
-            before, now = getattr(manifest, field), getattr(head, field)
-            if before != now:
+        found = [(field, getattr(manifest, field)) for field in ("vocab_size", "shard_tokens", "tokenizer")]
+        found += [("compression", shard.stored.codec if shard.stored else None) for shard in manifest.shards]
+        for field, before in found:
+            if before != (now := getattr(head, field)):
                 raise ResumeError(f"{self.uri}: the dataset is complete, with {field} {before!r}, not {now!r}")
         self._is_complete = True
         self._num_tokens, self._num_documents = manifest.num_tokens, manifest.num_documents

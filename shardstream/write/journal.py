@@ -32,6 +32,7 @@ class JournalHead(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     shard_tokens: int
     tokenizer: TokenizerIdentity | None
+    compression: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

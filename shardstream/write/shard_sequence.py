@@ -13,13 +13,15 @@ from shardstream.format.manifest import MAX_MANIFEST_BYTES, ShardEntry
 from shardstream.storage.store import Store
 from shardstream.write.journal import Progress
 from shardstream.write.shard_writer import BLOCK_BYTES, BlockPool, ShardWriter
+from shardstream.write.target import shard_name
+from shardstream.write.zstd_upload import Compression
 
 if TYPE_CHECKING:
     from shardstream.write.shard_writer import Block
 
 # Small shards wait for fsync more than they are written: so many may do so at a time.
 _MAX_FINISHING: Final = 3
-_MAX_NUM_SHARDS: Final = MAX_MANIFEST_BYTES // 256  # a row takes some 200 bytes
+_MAX_NUM_SHARDS: Final = MAX_MANIFEST_BYTES // 384  # a row takes some 200 bytes, and that of a compressed shard 330
 
 
 class ShardSequence:
@@ -30,6 +32,7 @@ class ShardSequence:
         dtype: The stored dtype.
         shard_tokens: Tokens of a full shard.
         eos_id: The id to count, or None.
+        compression: How shards are stored; None for raw.
         entries: Shards that are durable already; new ones are added as they become so.
         record: Called in a thread of a shard once it is durable, with its number, its entry and the progress that
             was given for it.
@@ -42,6 +45,7 @@ class ShardSequence:
         dtype: "np.dtype[np.unsignedinteger[Any]]",
         shard_tokens: int,
         eos_id: int | None,
+        compression: Compression | None,
         entries: list[ShardEntry],
         record: Callable[[int, ShardEntry, Progress], None],
     ) -> None:
@@ -49,6 +53,7 @@ class ShardSequence:
         self._store = store
         self._shard_tokens = shard_tokens
         self._eos_id = eos_id
+        self._compression: Compression | None = compression
         self._record = record
         self._pool = BlockPool(min(BLOCK_BYTES // dtype.itemsize, shard_tokens), dtype)
         self._finishing: deque[ShardWriter] = deque()
@@ -117,8 +122,10 @@ class ShardSequence:
             raise StorageError(
                 f"{self._store.uri}: {index} shards, and a manifest lists no more; use larger shard_tokens"
             )
-        name = f"shard-{index:06d}.bin"
-        return ShardWriter(self._store.create(name), name, eos_id=self._eos_id, pool=self._pool)
+        name = shard_name(index, self._compression)
+        return ShardWriter(
+            self._store.create(name), name, eos_id=self._eos_id, compression=self._compression, pool=self._pool
+        )
 
     def _send_block(self, shard: ShardWriter) -> None:
         if self._block is not None:

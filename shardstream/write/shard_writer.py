@@ -7,6 +7,8 @@ interpreter's lock, so this overlaps with the caller's work.
 On a fast disk the checksum is the bound: one core takes 1.9 GB/s of sha256, and the bytes of one shard must go through
 it in order. So there are blocks enough for one shard to lag behind while the next is filled: then two cores hash, and
 when one waits for the disk the others go on. Memory is those blocks, 128 MiB at most, whatever the size of a shard.
+
+A shard that is to be compressed goes the same way: its upload compresses what passes, beside the checksum.
 """
 
 import mmap
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from shardstream.format.integrity import ShardTally
 from shardstream.format.manifest import ShardEntry
 from shardstream.storage.store import Upload
+from shardstream.write.zstd_upload import Compression, ZstdUpload
 
 Block: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
@@ -65,11 +68,15 @@ class ShardWriter:
         upload: Where its bytes go.
         name: The shard's name in the manifest.
         eos_id: The id to count, or None.
+        compression: How its bytes are stored; None for raw.
         pool: Gets each block back as soon as it is written.
     """
 
-    def __init__(self, upload: Upload, name: str, *, eos_id: int | None, pool: BlockPool) -> None:
-        self._upload = upload
+    def __init__(
+        self, upload: Upload, name: str, *, eos_id: int | None, compression: Compression | None, pool: BlockPool
+    ) -> None:
+        self._zstd = ZstdUpload(upload) if compression == "zstd" else None
+        self._upload = self._zstd or upload
         self._name = name
         self._tally = ShardTally(eos_id)
         self._pool = pool
@@ -144,6 +151,6 @@ class ShardWriter:
 
     def _commit(self, publish: Callable[[ShardEntry], None]) -> None:
         self._upload.commit()
-        entry = self._tally.entry(self._name)
+        entry = self._tally.entry(self._name, self._zstd.stored() if self._zstd else None)
         publish(entry)
         self._entry = entry

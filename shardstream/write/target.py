@@ -1,16 +1,24 @@
 """May a dataset be written here? What stands there already, what of it is ours, and what may be deleted."""
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shardstream.errors import FormatError, StorageError
 from shardstream.format.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 from shardstream.storage.store import Store
 from shardstream.write.journal import JOURNAL_FOLDER, LOCK_NAME
 
-_SHARD_NAME: Final = re.compile(r"shard-\d{6,}\.bin")
+if TYPE_CHECKING:
+    from shardstream.write.zstd_upload import Compression
+
+_SHARD_NAME: Final = re.compile(r"shard-\d{6,}\.bin(\.zst)?")
 # The manifest that an overwrite is about to delete: after a crash in the middle, still the list of what is ours.
 _REPLACED_NAME: Final = f"{JOURNAL_FOLDER}/replaced.json"
+
+
+def shard_name(index: int, compression: "Compression | None") -> str:
+    """What a writer calls shard number ``index``; such names are its own, see :func:`check_target`."""
+    return f"shard-{index:06d}.bin{'.zst' if compression == 'zstd' else ''}"
 
 
 def target_names(store: Store) -> list[str]:

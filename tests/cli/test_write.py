@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -69,7 +70,25 @@ def test_rows_are_documents_where_there_is_an_eos_id(run, tmp_path: Path) -> Non
     assert "documents     4\n" in text
     assert "tokenizer     eos_id 0\n" in text
     assert "shards        1 (0 full, 1 short)\n" in text
-    assert "MB/s of tokens as they are stored\n" in text
+    assert "MB/s of uint32 tokens\n" in text
+    assert "stored size" not in text
+
+
+def test_compressed_shards_are_told_with_both_sizes(run, tmp_path: Path) -> None:
+    """With --compression the same dataset lies in smaller files, and the summary gives their size beside the raw one."""
+    arguments = ["write", "-", "--vocab-size", 9, "--shard-tokens", 1000]
+    ids = "1 2 3 4 " * 625
+    report = json.loads(run(*arguments, "--compression", "zstd", "--out", "small", "--json", stdin=ids).stdout)
+    text = run(*arguments, "--compression", "zstd", "--out", "again", stdin=ids).stdout
+    raw = json.loads(run(*arguments, "--out", "raw", "--json", stdin=ids).stdout)
+
+    sizes = [path.stat().st_size for path in (tmp_path / "small").glob("shard-*.bin.zst")]
+    assert (len(sizes), sum(sizes)) == (3, report["stored_bytes"])
+    assert report["stored_bytes"] < report["num_bytes"] == 5000
+    assert "size          5.0 kB\n" in text
+    assert f"stored size   {sum(sizes)} bytes, 0.0" in text
+    assert report["digest"] == raw["digest"]
+    assert "stored_bytes" not in raw
 
 
 def test_decimal_ids_come_through_standard_input(run, tmp_path: Path) -> None:
@@ -100,6 +119,7 @@ def test_no_input_at_all_is_an_empty_dataset(run, tmp_path: Path) -> None:
         (["-", "-"], "standard input, -, can be read once"),
         (["flat.npy", "--vocab-size", "0"], "vocab_size is 0; wanted 1 to 4294967296"),
         (["flat.npy", "--eos-id", "1000"], "eos_id is 1000; wanted 0 to 999"),
+        (["flat.npy", "--compression", "gzip"], "Invalid value for '--compression': 'gzip' is not"),
         (["flat.npy", "--overwrite", "--resume"], "overwrite and resume contradict one another"),
         (["flat.npy", "--out", "nosuch://x"], "Protocol not known: nosuch"),
         (
@@ -187,17 +207,25 @@ def test_resume_of_a_complete_dataset_changes_nothing(run, tmp_path: Path) -> No
     assert (tmp_path / "dataset" / "manifest.json").read_bytes() == before
 
 
+def is_killed_on_the_way(command: list[str], dataset: Path) -> bool:
+    """Run a writer in an empty place and kill it once three shards are durable; whether that came before its end."""
+    records = [dataset / "journal" / f"{index:06d}.json" for index in range(3)]
+    started = subprocess.Popen(command, cwd=dataset.parent)
+    while started.poll() is None and not all(record.exists() for record in records):
+        time.sleep(0.001)
+    started.kill()
+    assert started.wait() in {0, -signal.SIGKILL}
+    return not (dataset / "manifest.json").exists()
+
+
 def test_documents_go_on_after_a_kill(run, program: str, tmp_path: Path) -> None:
     """A run that was killed goes on at the document where its durable shards end, to the digest of a whole run."""
     rows = [list(range(n % 50)) for n in range(20_000)]
     pq.write_table(pa.table({"ids": rows}), tmp_path / "rows.parquet", row_group_size=3000)
     arguments = ["write", "rows.parquet", "--vocab-size", 1000, "--eos-id", 999, "--shard-tokens", 4096]
-    started = subprocess.Popen([program, *map(str, arguments), "--out", "dataset"], cwd=tmp_path)
-    while not (tmp_path / "dataset" / "journal" / "000002.json").exists():
-        time.sleep(0.001)
-        assert started.poll() is None
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    dataset = tmp_path / "dataset"
+    while not is_killed_on_the_way([program, *map(str, arguments), "--out", str(dataset)], dataset):
+        shutil.rmtree(dataset)
 
     resumed = json.loads(run(*arguments, "--out", "dataset", "--resume", "--json").stdout)
     whole = json.loads(run(*arguments, "--out", "whole", "--json").stdout)

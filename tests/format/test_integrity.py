@@ -6,8 +6,10 @@ import hashlib
 import io
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -35,6 +37,12 @@ def manifest_of(*entries: ShardEntry, vocab_size: int = 1000, eos_id: int | None
 
 def problem_of(entry: ShardEntry, data: bytes, **options: Any) -> str | None:
     return content_problem(manifest_of(entry, **options), entry, io.BytesIO(data))
+
+
+def as_stored(entry: ShardEntry, data: bytes) -> ShardEntry:
+    """The entry of the same shard, stored as ``data``."""
+    stored = StoredBytes(codec="zstd", num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return msgspec.structs.replace(entry, stored=stored)
 
 
 @pytest.fixture
@@ -199,3 +207,62 @@ def test_id_beyond_the_vocabulary_is_found(tokens: NDArray[np.uint16]) -> None:
 
     assert problem_of(entry, tokens.tobytes(), vocab_size=990) == "holds id 990, not below vocab_size 990"
     assert problem_of(entry, tokens.tobytes(), vocab_size=991) is None
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_a_compressed_shard_is_checked_to_its_end(dtype: str) -> None:
+    """Of a compressed shard every raw byte counts, in blocks that begin and end between tokens."""
+    tokens = np.arange(2 * BLOCK_TOKENS + 1, dtype=dtype) % (1000 if dtype == "<u2" else 70_000)
+    vocab_size = 1000 if dtype == "<u2" else 70_000
+    other = tokens.copy()
+    other[-1] ^= 1
+    good, bad = zstandard.compress(tokens.tobytes()), zstandard.compress(other.tobytes())
+    found, expected = (hashlib.sha256(array.tobytes()).hexdigest() for array in (other, tokens))
+
+    assert problem_of(as_stored(entry_of(tokens), good), good, vocab_size=vocab_size) is None
+    assert problem_of(as_stored(entry_of(tokens), bad), bad, vocab_size=vocab_size) == (
+        f"checksum is sha256 {found}, the manifest says {expected}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda data: data[:-1], "truncated: "),
+        (lambda data: data + b"x", "too long: "),
+        (lambda data: data[:-1] + b"x", "checksum of the stored object is sha256 "),
+        (lambda data: bytes(len(data)), "checksum of the stored object is sha256 "),
+    ],
+    ids=["short", "long", "last-byte", "zeros"],
+)
+def test_another_object_than_was_stored_is_told_first(tokens: NDArray[np.uint16], spoil: Any, problem: str) -> None:
+    """Size and checksum of the stored object come before anything that is wrong inside it."""
+    data = zstandard.compress(tokens.tobytes())
+
+    assert str(problem_of(as_stored(entry_of(tokens), data), spoil(data))).startswith(problem)
+
+
+def test_a_stored_object_that_is_no_frame_of_the_shard_is_told(tokens: NDArray[np.uint16]) -> None:
+    """An object that is the one in the manifest, but not one zstd frame of the shard's length, is a problem."""
+    raw = tokens.tobytes()
+    frame = zstandard.compress(raw)
+
+    def problem_of_stored(data: bytes) -> str | None:
+        return problem_of(as_stored(entry_of(tokens), data), data)
+
+    assert problem_of_stored(frame) is None
+    assert str(problem_of_stored(raw)).startswith("not a zstd frame: it begins with ")
+    assert str(problem_of_stored(frame + frame)).startswith("a second zstd frame follows ")
+    assert problem_of_stored(zstandard.compress(raw[:-1])) == "decompresses to 199 bytes, the manifest says 200"
+    assert str(problem_of_stored(zstandard.compress(raw + raw))).startswith("decompresses to more than the 200 bytes ")
+
+
+def test_what_a_compressed_shard_holds_is_checked_as_that_of_a_raw_one(tokens: NDArray[np.uint16]) -> None:
+    """Vocabulary and statistics are compared with the raw tokens."""
+    data = zstandard.compress(tokens.tobytes())
+    bare = ShardEntry(name="a.bin", num_tokens=len(tokens), num_bytes=tokens.nbytes)
+
+    assert problem_of(as_stored(bare, data), data, vocab_size=990) == "holds id 990, not below vocab_size 990"
+    assert problem_of(as_stored(bare, data), data, vocab_size=991) is None
+    wrong = as_stored(entry_of(tokens, num_eos=2), data)
+    assert problem_of(wrong, data) == "num_eos is 1, the manifest says 2"

@@ -6,10 +6,13 @@ folder, and refuses one that holds any of them.
 * ``uint16`` and ``uint32`` were written by shardstream 0.1.0.
 * ``adopted`` was written by hand. It holds what version 1 admits and that writer never makes: any JSON layout, unknown
   fields, short shards in front of longer ones, a foreign header, a location, rows with nothing optional in them.
+* ``zstd`` was written by the first writer that compressed, but for its second shard, which is what ``zstd -19`` makes of
+  a file: a frame that says how long its content is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from importlib.metadata import version
@@ -18,8 +21,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
+import zstandard
 
 import shardstream
+from shardstream.format.integrity import content_problem
+from shardstream.format.zstd_shard import decompressed_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +88,18 @@ ADOPTED = Golden(
     num_documents=0,
     trust_locations=True,
 )
-ALL = [pytest.param(golden, id=golden.name) for golden in (UINT16, UINT32, ADOPTED)]
+ZSTD = Golden(
+    name="zstd",
+    dtype="<u2",
+    shards={  # the stream of UINT16 over and over, so that there is something to compress
+        "shard-000000.bin.zst": (UINT16.tokens * 40)[:256],
+        "shard-000001.bin.zst": (UINT16.tokens * 40)[256:512],
+        "shard-000002.bin.zst": (UINT16.tokens * 40)[512:],
+    },
+    digest="478a955aa5b6523e613fb80ffbe77db4955f75c7d027a00f79242506fc18b819",
+    num_documents=0,
+)
+ALL = [pytest.param(golden, id=golden.name) for golden in (UINT16, UINT32, ADOPTED, ZSTD)]
 
 
 def write_uint16(folder: Path) -> None:
@@ -147,7 +164,24 @@ def write_adopted(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), "utf-8")
 
 
-WRITERS: list[Callable[[Path], None]] = [write_uint16, write_uint32, write_adopted]
+def write_zstd(folder: Path) -> None:
+    with shardstream.DatasetWriter(
+        folder, vocab_size=50257, shard_tokens=256, eos_id=50256, compression="zstd"
+    ) as writer:
+        writer.append(UINT16.tokens * 40)
+    shard = folder / "shard-000001.bin.zst"
+    data = zstandard.ZstdCompressor(level=19, write_checksum=True).compress(
+        np.array(ZSTD.shards[shard.name], ZSTD.dtype).tobytes()
+    )
+    shard.write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["shards"][1]["stored"] |= {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    canonical = shardstream.Manifest.parse(json.dumps(manifest).encode()).to_json()
+    (folder / "manifest.json").write_bytes(canonical)
+
+
+GOLDEN = (UINT16, UINT32, ADOPTED, ZSTD)
+WRITERS: list[Callable[[Path], None]] = [write_uint16, write_uint32, write_adopted, write_zstd]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -202,7 +236,21 @@ def test_writer_still_writes_the_golden_bytes(golden: Golden, write: Callable[[P
     assert written == files_of(V1 / golden.name)
 
 
-@pytest.mark.parametrize("name", ["uint16", "uint32"])
+def test_golden_frames_give_exactly_their_tokens() -> None:
+    """Every compressed golden shard is what its row says and decompresses to its tokens, as a raw one would hold them."""
+    manifest = shardstream.Manifest.parse((V1 / "zstd" / "manifest.json").read_bytes())
+
+    assert manifest.digest == ZSTD.digest
+    for entry, (name, tokens) in zip(manifest.shards, ZSTD.shards.items(), strict=True):
+        assert entry.name == name
+        with (V1 / "zstd" / name).open("rb") as file:
+            assert content_problem(manifest, entry, file) is None
+            file.seek(0)
+            raw = b"".join(bytes(block) for block in decompressed_blocks(file.read, entry))
+        assert np.frombuffer(raw, ZSTD.dtype).tolist() == tokens
+
+
+@pytest.mark.parametrize("name", ["uint16", "uint32", "zstd"])
 def test_golden_manifest_is_canonical(name: str) -> None:
     """Parsing a golden manifest and writing it again gives the same bytes."""
     data = (V1 / name / "manifest.json").read_bytes()
@@ -222,12 +270,12 @@ def test_unknown_fields_of_the_golden_dataset_are_kept() -> None:
 
 def test_every_golden_dataset_is_tested() -> None:
     """No folder of golden bytes is without its expectations here."""
-    assert {folder.name for folder in V1.iterdir() if folder.is_dir()} == {"uint16", "uint32", "adopted"}
+    assert {folder.name for folder in V1.iterdir() if folder.is_dir()} == {golden.name for golden in GOLDEN}
 
 
 def make(folder: Path) -> None:
     """Write the golden datasets below ``folder``, none of which may be there."""
-    targets = [folder / golden.name for golden in (UINT16, UINT32, ADOPTED)]
+    targets = [folder / golden.name for golden in GOLDEN]
     if there := [str(target) for target in targets if target.exists()]:
         sys.exit(f"golden bytes are never written again: {', '.join(there)} exist; name another folder")
     for target, write in zip(targets, WRITERS, strict=True):

@@ -35,7 +35,9 @@ def shards_of(
         entries.append(
             ShardEntry(name=f"{index}", num_tokens=length, num_bytes=length * itemsize, byte_offset=len(header))
         )
-    mapped = MappedShards(entries, bounds, np.dtype(dtype), lambda entry: folder / entry.name, max_maps=max_maps)
+    mapped = MappedShards(
+        entries, bounds, np.dtype(dtype), lambda shard: folder / entries[shard].name, max_maps=max_maps
+    )
     return mapped, tokens
 
 

@@ -13,7 +13,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from shardstream.errors import FormatError, StorageError
-from shardstream.storage.store import FsspecStore, LocalStore, Store, store_of
+from shardstream.storage.local_store import LocalStore
+from shardstream.storage.remote_store import RemoteStore
+from shardstream.storage.store import Store, store_of
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -107,7 +109,7 @@ def test_uris_choose_the_store(tmp_path: Path) -> None:
     assert isinstance(store_of("relative/path"), LocalStore)
     assert store_of("relative/path").uri == f"{Path.cwd()}/relative/path"
     assert isinstance(store_of(f"file://{tmp_path}"), LocalStore)
-    assert isinstance(store_of("memory://x"), FsspecStore)
+    assert isinstance(store_of("memory://x"), RemoteStore)
 
 
 def test_no_storage_option_shows_in_a_repr() -> None:
@@ -133,7 +135,7 @@ def test_a_lock_held_by_another_process_is_refused_and_dies_with_it(tmp_path: Pa
     """While another process holds the lock it is refused; once that process is killed it is free."""
     script = f"""
 import sys, time
-from shardstream.storage.store import LocalStore
+from shardstream.storage.local_store import LocalStore
 with LocalStore({str(tmp_path)!r}).lock("journal/lock"):
     print("held", flush=True)
     time.sleep(60)

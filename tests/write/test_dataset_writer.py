@@ -1,17 +1,22 @@
 """The writer: what it takes, what it refuses, and what is there after anything that can happen."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import msgspec
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardstream
-from shardstream import DatasetWriter, ResumeError, StorageError
+from shardstream import DatasetWriter, ResumeError, ShardEntry, StorageError
+from shardstream.format.integrity import content_problem
 from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS
 
 KILLED_WRITER = Path(__file__).with_name("killed_writer.py")
@@ -22,6 +27,10 @@ documents_strategy = st.lists(st.lists(st.integers(0, EOS - 1), max_size=12), ma
 
 def names_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write_documents(uri: Any, documents: list[list[int]], **options: Any) -> shardstream.Manifest:
@@ -55,6 +64,51 @@ def test_what_is_appended_is_what_is_read(pieces, shard_tokens, vocab_size, tmp_
         tokens = expected[index * shard_tokens : (index + 1) * shard_tokens]
         assert (min(tokens), max(tokens), tokens.count(7)) == (shard.min_token, shard.max_token, shard.num_eos)
     assert names_in(folder) == {"manifest.json", *(shard.name for shard in dataset.manifest.shards)}
+
+
+def raw_bytes_of(folder: Path, shard: ShardEntry) -> bytes:
+    """A shard as it was before it was compressed, by zstandard alone."""
+    data = (folder / shard.name).read_bytes()
+    return zstandard.ZstdDecompressor().decompressobj().decompress(data) if shard.stored else data
+
+
+@settings(max_examples=25)
+@given(
+    pieces=st.lists(st.lists(st.integers(0, 99_999), max_size=30), max_size=10),
+    shard_tokens=st.integers(1, 17),
+    vocab_size=st.sampled_from([100_000, 65_536]),
+)
+def test_compression_changes_how_shards_are_stored_and_nothing_else(
+    pieces, shard_tokens, vocab_size, tmp_path_factory
+) -> None:
+    """Compressed shards are the raw ones once they are decompressed; digest and rows are those without compression."""
+    folder = tmp_path_factory.mktemp("datasets")
+    pieces = [[token % vocab_size for token in piece] for piece in pieces]
+    raw, compressed = (
+        written(folder / str(compression), pieces, vocab_size, shard_tokens, compression)
+        for compression in (None, "zstd")
+    )
+
+    assert compressed.digest == raw.digest
+    assert [
+        msgspec.structs.replace(shard, name=shard.name.removesuffix(".zst"), stored=None) for shard in compressed.shards
+    ] == list(raw.shards)
+    for shard in compressed.shards:
+        assert raw_bytes_of(folder / "zstd", shard) == (folder / "None" / shard.name[: -len(".zst")]).read_bytes()
+        assert shard.stored is not None
+        with (folder / "zstd" / shard.name).open("rb") as file:
+            assert content_problem(compressed, shard, file) is None
+    assert names_in(folder / "zstd") == {"manifest.json", *(shard.name for shard in compressed.shards)}
+
+
+def written(
+    folder: Path, pieces: list[list[int]], vocab_size: int, shard_tokens: int, compression: Any
+) -> shardstream.Manifest:
+    options: dict[str, Any] = {"eos_id": 7, "compression": compression}
+    with DatasetWriter(folder, vocab_size=vocab_size, shard_tokens=shard_tokens, **options) as writer:
+        for piece in pieces:
+            writer.append(piece)
+    return writer.manifest
 
 
 def test_shards_are_what_memmap_reads(tmp_path: Path) -> None:
@@ -139,6 +193,8 @@ def test_eos_inside_a_document_is_refused_unless_allowed(tmp_path: Path) -> None
         ({"vocab_size": 2**32 + 1}, ValueError, "vocab_size is 4294967297"),
         ({"vocab_size": 1.5}, TypeError, "float"),
         ({"shard_tokens": 0}, ValueError, "shard_tokens is 0; wanted at least 1"),
+        ({"compression": "gzip"}, ValueError, "compression is 'gzip'; wanted None or 'zstd'"),
+        ({"compression": True}, ValueError, "compression is True; wanted None or 'zstd'"),
         ({"eos_id": 100}, ValueError, "eos_id is 100; wanted 0 to 99"),
         ({"eos_id": -1}, ValueError, "eos_id"),
         ({"eos_id": 1, "tokenizer": {"eos_id": 2}}, ValueError, r"eos_id is 1, but tokenizer\['eos_id'\] is 2"),
@@ -200,23 +256,31 @@ def test_an_exception_before_the_first_shard_leaves_an_empty_place(tmp_path: Pat
 
 
 @settings(max_examples=40)
-@given(documents=documents_strategy, shard_tokens=st.integers(1, 9), data=st.data())
-def test_resumed_at_any_document_the_digest_is_the_same(documents, shard_tokens, data, tmp_path_factory) -> None:
+@given(
+    documents=documents_strategy,
+    shard_tokens=st.integers(1, 9),
+    compression=st.sampled_from([None, "zstd"]),
+    data=st.data(),
+)
+def test_resumed_at_any_document_the_digest_is_the_same(
+    documents, shard_tokens, compression, data, tmp_path_factory
+) -> None:
     """Promise 14: stopped after any documents and resumed, the dataset is byte for byte that of a run never stopped."""
     folder = tmp_path_factory.mktemp("dataset")
     stop = data.draw(st.integers(0, len(documents)))
+    options = {"shard_tokens": shard_tokens, "compression": compression}
     with (
         pytest.raises(ZeroDivisionError),
-        DatasetWriter(folder / "a", vocab_size=100, eos_id=EOS, shard_tokens=shard_tokens) as writer,
+        DatasetWriter(folder / "a", vocab_size=100, eos_id=EOS, **options) as writer,
     ):
         for document in documents[:stop]:
             writer.append_document(document)
         raise ZeroDivisionError
-    resumed = write_documents(folder / "a", documents, shard_tokens=shard_tokens, resume=True)
-    whole = write_documents(folder / "b", documents, shard_tokens=shard_tokens)
+    resumed = write_documents(folder / "a", documents, **options, resume=True)
+    whole = write_documents(folder / "b", documents, **options)
 
     assert resumed == whole
-    assert shardstream.open(folder / "a").verify().ok
+    assert files_in(folder / "a") == files_in(folder / "b")
 
 
 @settings(max_examples=25)
@@ -275,6 +339,7 @@ def test_another_document_than_the_one_that_was_cut_is_refused(document: list[in
         ({"shard_tokens": 9}, "shard_tokens was 8"),
         ({"eos_id": 98}, "tokenizer was .*eos_id=99.* and is .*eos_id=98"),
         ({"tokenizer": {"name": "gpt2"}}, "tokenizer was"),
+        ({"compression": "zstd"}, "compression was None when this dataset was begun and is 'zstd' now"),
     ],
 )
 def test_a_run_with_other_settings_cannot_resume(options, message, tmp_path: Path) -> None:
@@ -286,6 +351,47 @@ def test_a_run_with_other_settings_cannot_resume(options, message, tmp_path: Pat
     write_documents(tmp_path, [[1, 2, 3], [11, 12, 13, 14, 15, 16]], shard_tokens=8, resume=True)
     with pytest.raises(ResumeError, match="the dataset is complete, with"):
         DatasetWriter(tmp_path, **{**settings_, **options})
+
+
+def test_a_compressed_run_resumes_compressed_alone(tmp_path: Path) -> None:
+    """A run that was begun with compression is not continued or taken as complete without it."""
+    documents = [[1, 2, 3], [4, 5, 6]]
+    with (
+        pytest.raises(ZeroDivisionError),
+        DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=4, compression="zstd") as writer,
+    ):
+        writer.append_document(documents[0])
+        raise ZeroDivisionError
+
+    with pytest.raises(ResumeError, match="compression was 'zstd' when this dataset was begun and is None now"):
+        write_documents(tmp_path, documents, shard_tokens=4, resume=True)
+    write_documents(tmp_path, documents, shard_tokens=4, compression="zstd", resume=True)
+    with pytest.raises(ResumeError, match="the dataset is complete, with compression 'zstd', not None"):
+        write_documents(tmp_path, documents, shard_tokens=4, resume=True)
+
+
+def test_a_journal_that_does_not_know_compression_is_that_of_a_raw_run(tmp_path: Path) -> None:
+    """A run that was begun before there was compression goes on without it, and not with it."""
+    stopped_in_a_document(tmp_path)
+    head = tmp_path / "journal/head.json"
+    fields = json.loads(head.read_bytes())
+    assert fields.pop("compression") is None
+    head.write_text(json.dumps(fields), "utf-8")
+    documents = [[1, 2, 3], [11, 12, 13, 14, 15, 16]]
+
+    with pytest.raises(ResumeError, match="compression was None"):
+        write_documents(tmp_path, documents, shard_tokens=8, compression="zstd", resume=True)
+    assert write_documents(tmp_path, documents, shard_tokens=8, resume=True).num_tokens == 11
+
+
+def test_an_overwrite_may_change_the_compression(tmp_path: Path) -> None:
+    """Raw shards give way to compressed ones and the other way round, and none of the old ones is left."""
+    for compression in (None, "zstd", None):
+        manifest = write_documents(tmp_path, [[1, 2, 3]] * 4, shard_tokens=4, compression=compression, overwrite=True)
+
+        suffix = ".bin.zst" if compression else ".bin"
+        assert [shard.name for shard in manifest.shards] == [f"shard-{index:06d}{suffix}" for index in range(4)]
+        assert names_in(tmp_path) == {"manifest.json", *(shard.name for shard in manifest.shards)}
 
 
 def test_resuming_a_complete_dataset_changes_nothing(tmp_path: Path) -> None:
@@ -302,18 +408,21 @@ def test_resuming_a_complete_dataset_changes_nothing(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_a_durable_shard_that_vanished_is_written_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("compression", "name"), [(None, "shard-000002.bin"), ("zstd", "shard-000002.bin.zst")])
+def test_a_durable_shard_that_vanished_is_written_again(compression: Any, name: str, tmp_path: Path) -> None:
     """A recorded shard whose file is gone or short counts as not durable, with all after it."""
-    with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path, vocab_size=100, shard_tokens=2) as writer:
+    options: dict[str, Any] = {"vocab_size": 100, "shard_tokens": 2, "compression": compression}
+    with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path, **options) as writer:
         writer.append(range(10))
         raise ZeroDivisionError
-    (tmp_path / "shard-000002.bin").write_bytes(b"x")
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
 
-    with DatasetWriter(tmp_path, vocab_size=100, shard_tokens=2, resume=True) as resumed:
+    with DatasetWriter(tmp_path, **options, resume=True) as resumed:
         assert resumed.num_tokens == 4
         assert sorted(path.name for path in (tmp_path / "journal").glob("0*")) == ["000000.json", "000001.json"]
         resumed.append(range(4, 10))
-    assert shardstream.open(tmp_path)[:].tolist() == list(range(10))
+    raw = b"".join(raw_bytes_of(tmp_path, shard) for shard in resumed.manifest.shards)
+    assert np.frombuffer(raw, "<u2").tolist() == list(range(10))
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
@@ -349,14 +458,15 @@ def test_a_dataset_is_replaced_only_when_told_and_other_files_stay(tmp_path: Pat
     assert names_in(tmp_path) == {"manifest.json", "notes.txt", "shard-000000.bin"}
 
 
-def test_a_foreign_file_under_a_shards_name_is_never_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["shard-000005.bin", "shard-000005.bin.zst"])
+def test_a_foreign_file_under_a_shards_name_is_never_replaced(name: str, tmp_path: Path) -> None:
     """Where a file that no manifest lists has a name that a shard will take, overwrite refuses."""
     write_documents(tmp_path, [[1]])
-    (tmp_path / "shard-000005.bin").write_bytes(b"mine")
+    (tmp_path / name).write_bytes(b"mine")
 
-    with pytest.raises(StorageError, match="shard-000005.bin has a name that a shard will take"):
+    with pytest.raises(StorageError, match=f"{name} has a name that a shard will take"):
         DatasetWriter(tmp_path, vocab_size=100, overwrite=True)
-    assert (tmp_path / "shard-000005.bin").read_bytes() == b"mine"
+    assert (tmp_path / name).read_bytes() == b"mine"
 
 
 def test_a_manifest_that_cannot_be_read_protects_everything(tmp_path: Path) -> None:
@@ -389,6 +499,19 @@ def test_a_closed_writer_takes_nothing_more(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="the writer is closed; the dataset is complete"):
         writer.append([1])
+
+
+def test_a_memory_url_takes_compressed_shards(tmp_path: Path) -> None:
+    """Behind an fsspec URL compressed shards are the same objects as on a disk."""
+    documents = [[token] * 5 for token in range(8)]
+    uri = f"memory://{tmp_path}/compressed"
+
+    manifest = write_documents(uri, documents, shard_tokens=8, compression="zstd")
+
+    assert manifest == write_documents(tmp_path / "local", documents, shard_tokens=8, compression="zstd")
+    for shard in manifest.shards:
+        with fsspec.open(f"{uri}/{shard.name}") as file:
+            assert file.read() == (tmp_path / "local" / shard.name).read_bytes()
 
 
 def test_a_memory_url_is_written_like_a_disk(tmp_path: Path) -> None:
@@ -490,11 +613,15 @@ else:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize(("mode", "start"), [("steps", "fresh"), ("steps", "overwrite")])
-def test_killed_at_every_step(mode: str, start: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["raw", "zstd"])
+@pytest.mark.parametrize("start", ["fresh", "overwrite"])
+def test_killed_at_every_step(start: str, compression: str, tmp_path: Path) -> None:
     """Promise 14: killed before each single step on the disk: no dataset or the whole one; run again: the same digest."""
     result = subprocess.run(
-        [sys.executable, KILLED_WRITER, tmp_path / "dataset", mode, start], check=True, capture_output=True, text=True
+        [sys.executable, KILLED_WRITER, tmp_path / "dataset", "steps", start, compression],
+        check=True,
+        capture_output=True,
+        text=True,
     )
 
     assert int(result.stdout) > 40
@@ -504,7 +631,7 @@ def test_killed_at_every_step(mode: str, start: str, tmp_path: Path) -> None:
 def test_killed_at_a_hundred_random_instants(start: str, tmp_path: Path) -> None:
     """Promise 14: killed at 100 random instants, and again while resuming: the same digest as never killed."""
     result = subprocess.run(
-        [sys.executable, KILLED_WRITER, tmp_path / "dataset", "instants", start, "100"],
+        [sys.executable, KILLED_WRITER, tmp_path / "dataset", "instants", start, "raw", "100"],
         check=True,
         capture_output=True,
         text=True,
@@ -524,16 +651,18 @@ writer.append([1, 2, 3, 4, 5])
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_peak_memory_is_a_few_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_peak_memory_is_a_few_blocks(compression: str | None, tmp_path: Path) -> None:
     """Writing 64 MiB in shards of 32 MiB takes less than two shards of memory."""
     script = f"""
-import resource
+import functools, resource
 import numpy as np, shardstream
 tokens = np.zeros(2**20, np.uint16)
-with shardstream.DatasetWriter({str(tmp_path / "warm")!r}, vocab_size=100, shard_tokens=2**10) as writer:
+Writer = functools.partial(shardstream.DatasetWriter, vocab_size=100, compression={compression!r})
+with Writer({str(tmp_path / "warm")!r}, shard_tokens=2**10) as writer:
     writer.append(tokens[:2**12])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with shardstream.DatasetWriter({str(tmp_path / "large")!r}, vocab_size=100, shard_tokens=2**24) as writer:
+with Writer({str(tmp_path / "large")!r}, shard_tokens=2**24) as writer:
     for _ in range(32):
         writer.append(tokens)
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

@@ -8,6 +8,7 @@ import pytest
 
 import shardstream
 from shardstream import DatasetWriter, FormatError, StorageError, merge
+from shardstream.format.integrity import content_problem
 from shardstream.format.manifest import Manifest
 
 
@@ -40,6 +41,24 @@ def test_parts_follow_one_another_without_a_copy(kind: str, tmp_path: Path) -> N
     if kind == "local":
         assert dataset[:].tolist() == [1, 2, 3, 4, 5, 9, 6, 9]
         assert dataset.windows([3], 4).tolist() == [[4, 5, 9, 6]]
+
+
+def test_compressed_parts_are_merged_as_they_are(tmp_path: Path) -> None:
+    """Compressed and raw parts make one dataset, with the digest that it has where no part is compressed."""
+    for kind, compressions in {"mixed": ("zstd", None), "raw": (None, None)}.items():
+        write_part(tmp_path / kind / "a", [1, 2, 3, 4, 5], compression=compressions[0])
+        write_part(tmp_path / kind / "b", [6], compression=compressions[1])
+    mixed, raw = (merge([tmp_path / kind / part for part in "ab"], tmp_path / kind) for kind in ("mixed", "raw"))
+
+    assert mixed.digest == raw.digest
+    assert [(shard.name, bool(shard.stored)) for shard in mixed.shards] == [
+        ("a/shard-000000.bin.zst", True),
+        ("a/shard-000001.bin.zst", True),
+        ("b/shard-000000.bin", False),
+    ]
+    for shard in mixed.shards:
+        with (tmp_path / "mixed" / shard.name).open("rb") as file:
+            assert content_problem(mixed, shard, file) is None
 
 
 @pytest.mark.parametrize(

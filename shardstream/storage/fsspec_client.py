@@ -1,0 +1,93 @@
+"""Any filesystem of fsspec as a client: s3fs where obstore is not installed, memory, http and dozens more."""
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from shardstream.storage.remote_store import Body, ClientUpload
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+# Seconds; botocore's own would have a dead connection hang for a minute, five times over.
+_S3_TIMEOUTS: Final = {"connect_timeout": 10, "read_timeout": 30}
+
+
+class FsspecClient:
+    """Objects under one URL.
+
+    Args:
+        url: Any URL that fsspec knows.
+        options: What its filesystem takes.
+
+    Raises:
+        ValueError: fsspec does not know the scheme.
+        ImportError: The scheme needs a package that is not installed.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        import fsspec  # noqa: PLC0415 - 50 ms that only its users pay
+
+        scheme = url.partition("://")[0]
+        arguments = dict(options)
+        if scheme in {"s3", "s3a"}:
+            if importlib.util.find_spec("s3fs") is None:
+                raise ModuleNotFoundError(f"{scheme}:// needs a client of S3: pip install 'shardstream[s3]'")
+            arguments = _s3fs_arguments(arguments)
+        self._fs: AbstractFileSystem
+        # Not an instance that others share: it would be in another process's state after a fork.
+        is_shared = scheme == "memory"
+        self._fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=not is_shared, **arguments)
+        if scheme in {"s3", "s3a"}:
+            self._fs.retries = 1  # how often to try is our own policy's business
+        self._root = root.rstrip("/")
+
+    def get(self, name: str, start: int, stop: int) -> Body:
+        data: bytes = self._fs.cat_file(self._path(name), start=start, end=stop)
+        return Body(memoryview(data), None, None)
+
+    def size_version(self, name: str) -> tuple[int, str | None]:
+        self._fs.invalidate_cache()
+        return int(self._fs.info(self._path(name))["size"]), None
+
+    def names(self) -> list[str]:
+        self._fs.invalidate_cache()
+        return [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
+
+    def put(self, name: str, data: bytes, *, overwrite: bool) -> None:
+        self._fs.pipe_file(self._path(name), data, mode="overwrite" if overwrite else "create")
+
+    def create(self, name: str) -> ClientUpload:
+        return _FsspecUpload(self._fs, self._path(name))
+
+    def delete(self, name: str) -> None:
+        self._fs.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+class _FsspecUpload:
+    def __init__(self, fs: "AbstractFileSystem", path: str) -> None:
+        # An error on the way must not leave a cut object under the final name, as close() alone would.
+        self._file = fs.open(path, "wb", autocommit=False)
+
+    def write(self, data: memoryview) -> None:
+        self._file.write(data)
+
+    def commit(self) -> None:
+        self._file.close()
+        self._file.commit()
+
+    def abort(self) -> None:
+        self._file.discard()
+        self._file.closed = True  # otherwise its destructor would write it after all
+
+
+def _s3fs_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    region = options.pop("region", None)
+    client_kwargs = dict(options.pop("client_kwargs", {}))
+    if region is not None:
+        client_kwargs["region_name"] = region
+    config_kwargs = {**_S3_TIMEOUTS, "retries": {"total_max_attempts": 1}, **options.pop("config_kwargs", {})}
+    return {**options, "client_kwargs": client_kwargs, "config_kwargs": config_kwargs, "use_listings_cache": False}
