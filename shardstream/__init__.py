@@ -9,18 +9,22 @@ from shardstream.errors import FormatError, IntegrityError, ResumeError, Shardst
 from shardstream.format.manifest import Manifest, ShardEntry, TokenizerIdentity
 from shardstream.read.token_dataset import ShardProblem, TokenDataset, VerifyReport
 from shardstream.read.token_dataset import open_dataset as open  # noqa: A004 - `shardstream.open` reads as `gzip.open` does
+from shardstream.storage.cache import CachedShard, ShardCache
 from shardstream.stream.batch_stream import BatchStream, StreamStats
 from shardstream.stream.get_batch import get_batch
+from shardstream.write.copy import copy
 from shardstream.write.dataset_writer import DatasetWriter
 from shardstream.write.merge import merge
 
 __all__ = [
     "BatchStream",
+    "CachedShard",
     "DatasetWriter",
     "FormatError",
     "IntegrityError",
     "Manifest",
     "ResumeError",
+    "ShardCache",
     "ShardEntry",
     "ShardProblem",
     "ShardstreamError",
@@ -29,6 +33,7 @@ __all__ = [
     "TokenDataset",
     "TokenizerIdentity",
     "VerifyReport",
+    "copy",
     "errors",
     "get_batch",
     "merge",

@@ -12,6 +12,7 @@ them. An example that cannot run here stands below a comment that gives the reas
 from __future__ import annotations
 
 import re
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,28 +25,34 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.conftest import S3Place
+
 README = Path(__file__).parents[1] / "README.md"
 PACKAGE = Path(str(resources.files("shardstream")))
 
 # `python`, but also `py`, `Python3` or `python title="..."`: no spelling escapes.
 PYTHON_BLOCKS = FencedCodeBlockLexer(r"[ \t]*(?i:py)[^\n]*")
-SKIP_COMMENT = re.compile(r"<!-- skip: \S.*? -->\s*\Z")
+SKIP_COMMENT = re.compile(r"<!-- skip: (\S.*?) -->\s*\Z")
+NEEDS_S3 = "needs an S3"
 
 
-def examples_of(document: Document) -> Iterator[Region]:
-    """Yield the Python examples that have no reason to be skipped."""
+def examples_of(document: Document, reason: str | None = None) -> Iterator[Region]:
+    """Yield the Python examples that have no reason to be skipped, or this one."""
     evaluator = PythonEvaluator()
     for region in PYTHON_BLOCKS(document):
-        if not SKIP_COMMENT.search(document.text[: region.start]):
+        found = SKIP_COMMENT.search(document.text[: region.start])
+        if (found[1] if found else None) == reason:
             yield Region(region.start, region.end, region.lexemes["source"], evaluator)
 
 
-def run(path: Path) -> None:
-    """Run the examples of one Markdown file, in order."""
-    document = Document.parse(str(path), examples_of)
+def run(path: Path, reason: str | None = None) -> int:
+    """Run the examples of one Markdown file, in order; return how many there were."""
+    document = Document.parse(str(path), partial(examples_of, reason=reason))
     document.namespace["__name__"] = "__main__"
-    for example in document.examples():
+    examples = list(document.examples())
+    for example in examples:
         example.evaluate()
+    return len(examples)
 
 
 @pytest.mark.parametrize("path", [README, *sorted(PACKAGE.rglob("*.md"))], ids=lambda path: path.name)
@@ -54,6 +61,25 @@ def test_every_python_example_runs(path: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
 
     run(path)
+
+
+def test_the_examples_of_object_storage_run(
+    s3: S3Place, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the README does with an S3 of the environment works."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.server.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.server.secret)
+    monkeypatch.setenv("AWS_REGION", s3.server.region)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", s3.server.region)
+
+    num_run = run(README, NEEDS_S3)
+    for found in s3.client.list_objects_v2(Bucket="corpora")["Contents"]:  # a second run begins with an empty place
+        s3.client.delete_object(Bucket="corpora", Key=found["Key"])
+
+    assert num_run == 1
+    assert any(own_cache.glob("*.tokens"))
 
 
 @pytest.mark.parametrize(

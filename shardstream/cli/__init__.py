@@ -3,12 +3,15 @@
 import rich_click as click
 
 from shardstream.cli.bench import bench
+from shardstream.cli.cache import cache
+from shardstream.cli.copy import copy
 from shardstream.cli.demo import demo
 from shardstream.cli.info import info
 from shardstream.cli.merge import merge
 from shardstream.cli.peek import peek
 from shardstream.cli.program import Program
 from shardstream.cli.verify import verify
+from shardstream.cli.warm import warm
 from shardstream.cli.write import write
 
 
@@ -25,5 +28,5 @@ def main() -> None:
     """
 
 
-for _verb in (demo, write, merge, info, verify, peek, bench):  # in this order the help lists them
+for _verb in (demo, write, merge, copy, info, verify, peek, bench, warm, cache):  # in this order the help lists them
     main.add_command(_verb)

@@ -7,9 +7,11 @@ import rich_click as click
 
 import shardstream
 from shardstream import TokenDataset
+from shardstream.cli.cache import cache_dir_option
 from shardstream.cli.measure import batch_maker, has_module, times_of
 from shardstream.cli.program import Verb, examples, wrong_use
-from shardstream.cli.report import Fact, count, json_option, print_report, seconds_text, size, size_text, text
+from shardstream.cli.report import Fact, count, counted, json_option, print_report, seconds_text, size, size_text, text
+from shardstream.cli.size import size_of
 
 _READ_TOKENS = 2**22  # 8 or 16 MiB at a time
 
@@ -41,17 +43,33 @@ _READ_TOKENS = 2**22  # 8 or 16 MiB at a time
     show_default=True,
     help="Time for each of the two measurements.",
 )
+@cache_dir_option
+@click.option(
+    "--max-cache-bytes", type=size_of, metavar="SIZE", help="The most that the cache may take.  [default: no bound]"
+)
 @json_option
-def bench(uri: str, *, batch_size: int, context_length: int, seconds: float, as_json: bool) -> None:
+def bench(
+    uri: str,
+    *,
+    batch_size: int,
+    context_length: int,
+    seconds: float,
+    cache_dir: str | None,
+    max_cache_bytes: int | None,
+    as_json: bool,
+) -> None:
     """Measure how fast a dataset can be read where it lies.
 
     Batches of windows at random positions are made into int64 tensors on the CPU (arrays, where torch is not installed),
     by one thread; then the dataset is read from its beginning on. What the system still holds in its page cache counts
     as read: the first run after a reboot, or a dataset larger than memory, shows the disk.
+
+    A dataset behind a URL, or a compressed one, is read through the cache, and the first run measures its downloads;
+    after `shardstream warm` it is the cache that is measured.
     """
     with wrong_use():
         began = time.perf_counter()
-        dataset = shardstream.open(uri)
+        dataset = shardstream.open(uri, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes)
         open_seconds = time.perf_counter() - began
         _check_long_enough(dataset, context_length)
     began = time.perf_counter()
@@ -90,6 +108,7 @@ def bench(uri: str, *, batch_size: int, context_length: int, seconds: float, as_
                 mb_per_second,
                 f"{mb_per_second:,.0f} MB/s, {size_text(num_bytes)} read",
             ),
+            *_downloads(dataset),
         ],
         as_json=as_json,
     )
@@ -102,6 +121,15 @@ def _check_long_enough(dataset: TokenDataset, context_length: int) -> None:
         raise ValueError(
             f"{len(dataset):,} tokens are too few for --context-length {context_length}: a window takes one more"
         )
+
+
+def _downloads(dataset: TokenDataset) -> list[Fact]:
+    """What was not in the cache, where there is one."""
+    if dataset.cache is None:
+        return []
+    traffic = dataset.traffic()
+    received = f"{counted(traffic.num_downloads, 'shard')}, {size_text(traffic.num_received_bytes)} received"
+    return [Fact("num_downloads", "downloaded", traffic.num_downloads, received)]
 
 
 def _read_in_order(dataset: TokenDataset, seconds: float) -> tuple[int, float]:

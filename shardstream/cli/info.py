@@ -5,7 +5,7 @@ from typing import Any
 
 import rich_click as click
 
-import shardstream
+from shardstream.cli.look import look_at
 from shardstream.cli.program import Verb, examples, wrong_use
 from shardstream.cli.report import Fact, count, json_option, print_report, size, text
 from shardstream.format.manifest import Manifest, TokenizerIdentity
@@ -28,7 +28,7 @@ def info(uri: str, *, as_json: bool) -> None:
     """
     with wrong_use():
         # Where adopted files lie is no matter here: none is opened.
-        dataset = shardstream.open(uri, trust_locations=True)
+        dataset = look_at(uri, trust_locations=True)
     print_report([text("uri", "dataset", dataset.uri), *facts_of(dataset.manifest)], as_json=as_json)
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import rich_click as click
 
-import shardstream
 from shardstream import TokenDataset
+from shardstream.cli.look import look_at
 from shardstream.cli.program import Verb, examples, wrong_use
 from shardstream.cli.report import console_of, json_option, print_json, printable
 
@@ -21,7 +21,7 @@ _DEFAULT_LENGTH: Final = 64  # tokens: some lines of a terminal
     cls=Verb,
     epilog=examples(
         "shardstream peek data/train --tokenizer tokenizer.json",
-        "shardstream peek data/train --position -100 --length 100",
+        "shardstream peek s3://bucket/train --position -100 --length 100",
     ),
 )
 @click.argument("uri")
@@ -41,11 +41,12 @@ def peek(
     """Show some tokens of a dataset, as ids and, with a tokenizer, as text.
 
     A look at random places tells more about a dataset than any figure: whether the text is whole, whether documents end
-    where they should, whether the tokenizer is the right one.
+    where they should, whether the tokenizer is the right one. Behind a URL only the bytes of the window are read, and none
+    are kept; if the dataset is compressed, whole shards go into the cache.
     """
     with wrong_use():
         tokenizer = _loaded(tokenizer_path) if tokenizer_path else None
-        dataset = shardstream.open(uri)
+        dataset = look_at(uri)
         window = _window(len(dataset), position, length, seed)
     tokens = dataset[window.start : window.stop].tolist()
     # What a vocabulary lacks cannot be decoded, and may not even be a small integer.

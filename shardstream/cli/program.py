@@ -77,13 +77,17 @@ class Verb(click.RichCommand):
         return message
 
 
-class Program(click.RichGroup):
-    """The group of all verbs."""
+class Verbs(click.RichGroup):
+    """A group of verbs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Verbs in the order in which they were added: that of the work."""
         del ctx
         return list(self.commands)
+
+
+class Program(Verbs):
+    """The group of all verbs."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run, and end the process with the exit status."""

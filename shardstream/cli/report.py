@@ -43,6 +43,12 @@ def text(key: str, label: str, value: str) -> Fact:
     return Fact(key, label, value, value)
 
 
+def rate(num_bytes: int, seconds: float) -> Fact:
+    """How fast bytes went somewhere."""
+    mb_per_second = num_bytes / seconds / 1e6
+    return Fact("mb_per_second", "rate", mb_per_second, f"{mb_per_second:,.0f} MB/s, {size_text(num_bytes)}")
+
+
 def size_text(num_bytes: int) -> str:
     """Bytes in decimal units: ``12.3 MB``."""
     value, unit = float(num_bytes), 0

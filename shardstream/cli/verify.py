@@ -5,8 +5,8 @@ import time
 
 import rich_click as click
 
-import shardstream
 from shardstream import TokenDataset, VerifyReport
+from shardstream.cli.look import look_at
 from shardstream.cli.program import Verb, examples, wrong_use
 from shardstream.cli.progress import progress_bar
 from shardstream.cli.report import console_of, counted, json_option, print_json, seconds_text, size_text
@@ -28,10 +28,11 @@ def verify(uri: str, *, threads: int | None, as_json: bool) -> None:
     """Read every shard of a dataset and compare it with the manifest.
 
     Checked are size, checksum, the range of the ids and the number of end-of-document ids. Each bad shard is named with
-    what is wrong; the exit status is 1 then, and 0 when all is well.
+    what is wrong; the exit status is 1 then, and 0 when all is well. Behind a URL shards are read where they are stored,
+    and not kept.
     """
     with wrong_use():
-        dataset = shardstream.open(uri)
+        dataset = look_at(uri)
     report, seconds = verified(dataset, threads, is_quiet=as_json)
     mb_per_second = report.num_bytes / seconds / 1e6
     if as_json:

@@ -19,7 +19,7 @@ from shardstream.format.integrity import content_problem, size_problem
 from shardstream.format.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardEntry
 from shardstream.read.mapped_shards import MappedShards, Tokens, max_open_maps
 from shardstream.read.ranged_shards import RangedShards
-from shardstream.storage.cache import CacheCounts, ShardCache, check_bound, default_cache_dir
+from shardstream.storage.cache import CacheCounts, ShardCache, check_bound
 from shardstream.storage.downloads import Downloads, Expected, Piece
 from shardstream.storage.local_store import LocalStore
 from shardstream.storage.remote_store import RemoteStore, Traffic
@@ -278,9 +278,42 @@ class TokenDataset:
                 for offset, (shard, start, stop) in zip(offsets, pieces, strict=True)
             ],
         )
-        shards_in_use = self._downloads.expect(owner, expected)
+        # First, so that what is coming finds the room of what is let go.
+        shards_in_use = self._downloads.let_go(owner, in_use=expected.in_use)
         is_kept = range(len(self.manifest.shards)) if in_use is None else shards_in_use
         self._shards.keep_only(is_kept, max_maps=max(1, max_open_maps() // _FILES_PER_CACHED_MAP))
+        self._downloads.expect(owner, expected)
+
+    def download(
+        self, shards: Sequence[int] | None = None, *, progress: Callable[[ShardEntry], object] | None = None
+    ) -> tuple[ShardEntry, ...]:
+        """Bring shards into the cache before they are needed, several at a time; returns when all are there.
+
+        Args:
+            shards: Their numbers; all of them if None. :meth:`shardstream.BatchStream.shards` says which a rank needs.
+            progress: Called with the entry of each shard that is there.
+
+        Returns:
+            The rows of the shards that were downloaded, in order; the others were in the cache already.
+
+        Raises:
+            IndexError: There is no shard of that number.
+            ValueError: The dataset is not read through a cache, or the cache's bound is below what is asked for; nothing
+                is downloaded then.
+            IntegrityError: The store holds other bytes than the manifest says.
+            StorageError: The store cannot be read, or the cache not be written.
+        """
+        if self._downloads is None:
+            raise ValueError(f"{self.uri} is not read through a cache, so there is nothing to download into")
+        numbers = list(dict.fromkeys(range(len(self.manifest.shards)) if shards is None else shards))
+        if beyond := [shard for shard in numbers if not 0 <= shard < len(self.manifest.shards)]:
+            raise IndexError(f"shard {beyond[0]} is not one of the dataset's {len(self.manifest.shards)}")
+        entries = self.manifest.shards
+        needed = sum({entries[shard].sha256: entries[shard].num_bytes for shard in numbers}.values())
+        reason = f"so much are the {len(numbers):,} shards of {self.uri} that are asked for"
+        check_bound(self._downloads.cache.max_bytes, needed, reason=reason)
+        missing = self._downloads.bring_all(numbers, progress or (lambda entry: entry))
+        return tuple(entries[shard] for shard in missing)
 
     def traffic(self) -> "ReadTraffic":
         """What reading took so far, in this process, beside the tokens themselves."""
@@ -456,7 +489,7 @@ def _reading(
         check_bound(
             max_cache_bytes, largest.num_bytes, reason=f"{store.uri} has shards of so many, {largest.name} for one"
         )
-    return ShardCache(default_cache_dir() if cache_dir is None else cache_dir, max_cache_bytes)
+    return ShardCache(cache_dir, max_cache_bytes)
 
 
 def _max_cached_maps(cache: ShardCache, manifest: Manifest) -> int:

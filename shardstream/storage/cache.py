@@ -17,9 +17,11 @@ import errno
 import fcntl
 import hashlib
 import logging
+import mmap
 import os
 import re
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
@@ -27,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from shardstream.errors import StorageError
+from shardstream.errors import ShardstreamError, StorageError
 from shardstream.format.manifest import ShardEntry
 
 _log = logging.getLogger("shardstream")
@@ -100,7 +102,11 @@ class NoRoomError(Exception):
 
 
 class _BusyError(Exception):
-    """Another process or thread is downloading the shard."""
+    """Another process or thread is downloading the shard, or looking at it."""
+
+    def __init__(self, message: str, progress_ns: int) -> None:
+        super().__init__(message)
+        self.progress_ns = progress_ns  # when the file was written to last; who waits has patience as long as it moves
 
 
 class Partial:
@@ -108,26 +114,33 @@ class Partial:
 
     def __init__(self, path: Path, final: Path, descriptor: int) -> None:
         self._path, self._final, self._descriptor = path, final, descriptor
-        self._offset = 0
 
-    def write(self, data: memoryview) -> None:
-        """Add the next bytes."""
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write bytes where they belong; threads may do so at once."""
         while data:
-            num_written = os.pwrite(self._descriptor, data, self._offset)
-            self._offset += num_written
+            num_written = os.pwrite(self._descriptor, data, offset)
+            offset += num_written
             data = data[num_written:]
 
-    def restart(self) -> None:
-        """Begin again with the first byte."""
-        self._offset = 0
+    def written(self, start: int, stop: int) -> memoryview:
+        """What was written to ``[start, stop)``, as it lies in the page cache."""
+        page = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        pages = mmap.mmap(self._descriptor, stop - page, offset=page, access=mmap.ACCESS_READ)
+        return memoryview(pages)[start - page :]
 
-    def commit(self) -> Pin:
-        """Make it a shard of the cache, durably, and pin it."""
+    def finish(self) -> None:
+        """Make what was written durable, and read-only."""
         os.fchmod(self._descriptor, 0o444)
         _stamp(self._descriptor)
         os.fsync(self._descriptor)
+
+    def commit(self) -> Pin:
+        """Make it a shard of the cache, and pin it; the caller holds the folder's lock.
+
+        Otherwise who counts the folder's files meanwhile finds it neither under its old name nor under the new one. A
+        rename that a power failure undoes leaves a partial file, so it need not be durable.
+        """
         self._path.rename(self._final)
-        _fsync_folder(self._final.parent)
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         return Pin(self._final, self._descriptor)
 
@@ -140,19 +153,25 @@ class Partial:
 class ShardCache:
     """The cache in one folder. Threads and processes may use it at once.
 
+    :func:`shardstream.open` makes one for each dataset that needs it; made by hand, it shows what is there and tidies up.
+
     Args:
-        folder: Where; made when the first shard comes. Never in ``/dev/shm``, whose bytes are memory.
+        folder: Where; made when the first shard comes. ``$XDG_CACHE_HOME/shardstream``, by default
+            ``~/.cache/shardstream``, if None. Never in ``/dev/shm``, whose bytes are memory.
         max_bytes: The most that all shards of the folder take together, those being downloaded included; None for no
             bound. Processes may each give their own; each makes room by its own.
 
     Raises:
+        StorageError: No folder is given, and the user has no home.
         ValueError: The folder lies in ``/dev/shm``.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], max_bytes: int | None) -> None:
-        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - links are the user's business
+    def __init__(self, folder: str | os.PathLike[str] | None = None, max_bytes: int | None = None) -> None:
+        self.folder = Path(os.path.abspath(default_cache_dir() if folder is None else folder))  # noqa: PTH100 - links are the user's business
         self.max_bytes = max_bytes
         self.counts = CacheCounts()
+        self._thread_lock = threading.Lock()
+        self._pid = os.getpid()
         if Path(os.path.realpath(self.folder)).is_relative_to("/dev/shm"):  # noqa: S108 - refused, not used
             raise ValueError(f"cache_dir is {self.folder}, which is memory, not a disk; give a folder on a local disk")
 
@@ -199,6 +218,7 @@ class ShardCache:
             StorageError: There was none for a minute, or the folder cannot be written.
         """
         deadline_s = time.monotonic() + _WAIT_S
+        progress_ns = 0
         pin = self.pin(entry)
         self.counts.num_hits += is_urgent and pin is not None
         while pin is None:
@@ -207,12 +227,14 @@ class ShardCache:
             except (NoRoomError, _BusyError) as obstacle:
                 if isinstance(obstacle, NoRoomError) and not is_urgent:
                     raise
+                if isinstance(obstacle, _BusyError) and obstacle.progress_ns != progress_ns:
+                    progress_ns = obstacle.progress_ns
+                    deadline_s = time.monotonic() + _WAIT_S
                 if time.monotonic() > deadline_s:
                     raise StorageError(f"{self.folder}: waited {_WAIT_S:.0f} s: {obstacle}") from obstacle
                 time.sleep(_LOOK_EVERY_S)
             else:
-                if partial is not None:
-                    return self._filled(partial, fill)
+                return self._filled(partial, fill)
             pin = self.pin(entry)
         return pin
 
@@ -274,7 +296,9 @@ class ShardCache:
     def _filled(self, partial: Partial, fill: Callable[[Partial], None]) -> Pin:
         try:
             fill(partial)
-            pin = partial.commit()
+            partial.finish()
+            with self._locked():
+                pin = partial.commit()
         except OSError as error:
             partial.abort()
             if isinstance(error, StorageError):
@@ -286,16 +310,18 @@ class ShardCache:
         self.counts.num_downloads += 1
         return pin
 
-    def _reserve(self, entry: ShardEntry, kept: Collection[str], *, may_push_out_kept: bool) -> Partial | None:
-        """A file of the shard's size to fill; None if the shard has come meanwhile."""
+    def _reserve(self, entry: ShardEntry, kept: Collection[str], *, may_push_out_kept: bool) -> Partial:
+        """A file of the shard's size to fill."""
         with self._locked():
             self._sweep_partials()
             path = self._path(entry)
-            if path.exists():
-                return None
-            partials = self._files(_PARTIAL_NAME)
-            if any(partial.name.startswith(f"{entry.sha256}.") for partial, _ in partials):
-                raise _BusyError(f"another process is downloading {entry.name}, and has not ended")
+            if path.exists():  # it has come meanwhile, or whoever lists the cache holds it for a moment
+                raise _BusyError(f"another process keeps {path.name} locked", path.stat().st_mtime_ns)
+            for partial, status in self._files(_PARTIAL_NAME):
+                if partial.name.startswith(f"{entry.sha256}."):
+                    raise _BusyError(
+                        f"another process is downloading {entry.name} and stands still", status.st_mtime_ns
+                    )
             victims = self._victims(kept, may_push_out_kept=may_push_out_kept)
             self._make_room(entry, victims)
             partial = self.folder / f"{entry.sha256}.{uuid.uuid4().hex}.partial"
@@ -392,18 +418,24 @@ class ShardCache:
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 (self.folder / "CACHEDIR.TAG").write_text(_TAG, "ascii")
-            lock = FileLock(self.folder / "lock", timeout=_WAIT_S, mode=0o666)
-            lock.acquire()
+            # The file's lock is asked for every 50 ms and goes to anyone; threads take turns, the first one first.
+            with self._own_lock(), FileLock(self.folder / "lock", timeout=_WAIT_S, mode=0o666):
+                yield
+        except ShardstreamError:
+            raise
         except Timeout as error:
             raise StorageError(f"{self.folder}: another process has held the lock for {_WAIT_S:.0f} s") from error
         except OSError as error:
             raise StorageError(
                 f"{self.folder}: cannot write to the cache: {error.strerror}; give cache_dir, a folder on a local disk"
             ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+
+    def _own_lock(self) -> threading.Lock:
+        """The threads' lock; in a forked child a new one, since a thread that no longer exists may hold the old."""
+        if self._pid != os.getpid():
+            self._thread_lock = threading.Lock()
+            self._pid = os.getpid()
+        return self._thread_lock
 
 
 def check_bound(max_bytes: int | None, needed: int, *, reason: str) -> None:
@@ -448,11 +480,3 @@ def _checksum(descriptor: int) -> str:
         sha256.update(data)
         offset += len(data)
     return sha256.hexdigest()
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

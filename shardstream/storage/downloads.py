@@ -5,6 +5,7 @@ few ranges are all that is in memory, and one shard alone comes as fast as many.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -12,8 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from shardstream.errors import IntegrityError
 from shardstream.format.manifest import ShardEntry
@@ -25,6 +25,7 @@ from shardstream.storage.workers import Workers
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+T = TypeVar("T")
 _log = logging.getLogger("shardstream")
 
 RANGE_BYTES: Final = 2**23
@@ -32,8 +33,8 @@ RANGE_BYTES: Final = 2**23
 _NUM_RANGES_AT_A_TIME: Final = 4
 # Ranges that are there, or on their way, before the one that is hashed next: as many again as are on their way.
 _NUM_RANGES_AHEAD: Final = 8
-# Shards that are coming: while one is hashed to its end and made durable, the next one keeps the wire busy.
-_NUM_SHARDS_AT_A_TIME: Final = 2
+# Shards that are coming: while one is hashed to its end and another made durable, a third keeps the wire busy.
+_NUM_SHARDS_AT_A_TIME: Final = 3
 # A wrong checksum may be a fault of the way, or of one server of many.
 _NUM_TRIES: Final = 3
 
@@ -84,8 +85,9 @@ class Downloads:
         self._ranges = Workers(_NUM_RANGES_AT_A_TIME, "shardstream-get")
         self._shards = Workers(_NUM_SHARDS_AT_A_TIME, "shardstream-download")
         self._expected: weakref.WeakKeyDictionary[object, Expected] = weakref.WeakKeyDictionary()
-        self._kept: frozenset[str] = frozenset()
+        self._kept: set[str] = set()  # one for ever: a download that has begun looks at what is wanted by now
         self._in_use: dict[int, Pin | None] = {}
+        self._is_full = False  # a shard that is coming had no room; those that are needed later do not take it
         self._coming: dict[int, Future[None]] = {}
         self._pieces: dict[Piece, Future[memoryview]] = {}
 
@@ -106,37 +108,90 @@ class Downloads:
                 return pin
             coming = self._coming.pop(shard, None)
         if coming is not None and not coming.cancel():  # cancelled: this thread is sooner than its turn
-            with contextlib.suppress(NoRoomError):
-                coming.result()
+            # Not result(): it would tie the callers' frames, and with them the pins that they hold, to an error that
+            # is tied to this frame, until the garbage collector comes by.
+            error = coming.exception()
+            del coming
+            if error is not None and not isinstance(error, NoRoomError):
+                try:
+                    raise error
+                finally:
+                    del error
         return self._bring(shard, is_urgent=True)
 
-    def expect(self, owner: object, expected: Expected) -> frozenset[int]:
+    def bring_all(self, shards: Sequence[int], arrived: Callable[[ShardEntry], object]) -> list[int]:
+        """Bring shards into the cache, several at a time; wait until all are there.
+
+        Args:
+            shards: Which, each once.
+            arrived: Called with the entry of each that is there.
+
+        Returns:
+            Those that were not there before.
+
+        Raises:
+            IntegrityError, StorageError: As for :meth:`obtain`.
+        """
+        missing = []
+        for shard in shards:
+            if self.cache.pin(self._entries[shard]) is None:
+                missing.append(shard)
+            else:
+                arrived(self._entries[shard])
+        waiting = _Waiting()
+        self.expect(waiting, Expected(in_use=(), coming=missing, pieces=()))
+        try:
+            for shard in missing:
+                self.obtain(shard)
+                arrived(self._entries[shard])
+        finally:  # what has not begun never will
+            self.expect(waiting, Expected(in_use=(), coming=(), pieces=()))
+        return missing
+
+    def expect(self, owner: object, expected: Expected) -> None:
         """Say what is needed from now on; what the same owner said before is forgotten, and all of it with the owner.
+"""
+        self._check_process()
+        with self._lock:
+            self._expected[owner] = expected
+            self._is_full = False
+            everyone = list(self._expected.values())
+            self._in_use = {shard: self._in_use.get(shard) for one in everyone for shard in one.in_use}
+            wanted = dict.fromkeys([*self._in_use, *(shard for one in everyone for shard in one.coming)])
+            kept = {str(self._entries[shard].sha256) for shard in wanted}
+            self._kept.update(kept)
+            self._kept.intersection_update(kept)
+            for shard in [shard for shard in self._coming if shard not in wanted]:
+                self._coming.pop(shard).cancel()
+            for shard in wanted:
+                if self._in_use.get(shard) is None and not self._has_begun(shard):
+                    self._coming[shard] = self._shards.submit(functools.partial(self._bring_ahead, shard))
+            pieces = dict.fromkeys(piece for one in everyone for piece in one.pieces)
+            self._pieces = {piece: self._pieces.get(piece) or self._asked_for(piece) for piece in pieces}
+
+    def let_go(self, owner: object, *, in_use: Sequence[int]) -> frozenset[int]:
+        """Give up the pins of shards that nobody needs once this is all that an owner uses.
 
         Returns:
             The shards that are in use for any owner.
         """
         self._check_process()
         with self._lock:
-            self._expected[owner] = expected
-            everyone = list(self._expected.values())
-            self._in_use = {shard: self._in_use.get(shard) for one in everyone for shard in one.in_use}
-            wanted = dict.fromkeys([*self._in_use, *(shard for one in everyone for shard in one.coming)])
-            self._kept = frozenset(str(self._entries[shard].sha256) for shard in wanted)
-            for shard in [shard for shard in self._coming if shard not in wanted]:
-                self._coming.pop(shard).cancel()
-            for shard in wanted:
-                if self._in_use.get(shard) is None and not self._is_coming(shard):
-                    self._coming[shard] = self._shards.submit(partial(self._bring_ahead, shard))
-            pieces = dict.fromkeys(piece for one in everyone for piece in one.pieces)
-            self._pieces = {piece: self._pieces.get(piece) or self._asked_for(piece) for piece in pieces}
-            return frozenset(self._in_use)
+            others = [expected for other, expected in self._expected.items() if other is not owner]
+            still = dict.fromkeys([*in_use, *(shard for one in others for shard in one.in_use)])
+            self._in_use = {shard: self._in_use.get(shard) for shard in still}
+            return frozenset(still)
 
-    def _is_coming(self, shard: int) -> bool:
-        """Whether a shard is on its way, or has come, or has failed for a reason that who needs it has to see."""
+    def _has_begun(self, shard: int) -> bool:
+        """Whether a shard is on its way, or has come, or has failed for a reason that who needs it has to see.
+
+        One whose turn has not come is taken out of its turn: what is needed sooner may stand before it now.
+        """
         future = self._coming.get(shard)
-        return future is not None and not (
-            future.done() and not future.cancelled() and isinstance(future.exception(), NoRoomError)
+        return (
+            future is not None
+            and not future.cancel()
+            and not (future.done() and isinstance(future.exception(), NoRoomError))
         )
 
     def piece(self, shard: int, start: int, stop: int) -> memoryview | None:
@@ -172,7 +227,13 @@ class Downloads:
 
     def _bring_ahead(self, shard: int) -> None:
         """In a thread: bring a shard that is coming, and pin it if it is in use by then."""
-        pin = self._bring(shard, is_urgent=False)
+        if self._is_full:
+            raise NoRoomError("there is none for a shard that is needed sooner")
+        try:
+            pin = self._bring(shard, is_urgent=False)
+        except NoRoomError:
+            self._is_full = True
+            raise
         with self._lock:
             if shard in self._in_use:
                 self._in_use[shard] = pin
@@ -183,12 +244,13 @@ class Downloads:
 
     def _fill(self, entry: ShardEntry, partial: Partial) -> None:
         """Download a shard and check it."""
-        for num_left in reversed(range(_NUM_TRIES)):
-            partial.restart()
+        num_tries = 0
+        while True:
+            num_tries += 1
             try:
                 self._fill_once(entry, partial)
-            except IntegrityError as error:
-                if num_left == 0:
+            except IntegrityError as error:  # noqa: PERF203 - a turn is a whole download
+                if num_tries == _NUM_TRIES:
                     raise IntegrityError(
                         f"{self._store.uri}/{_object_name(entry)}: {error}; it was damaged or replaced since the dataset "
                         f"was written; see `shardstream verify {self._store.uri}`"
@@ -199,22 +261,47 @@ class Downloads:
 
     def _fill_once(self, entry: ShardEntry, partial: Partial) -> None:
         sha256 = hashlib.sha256()
-        with contextlib.closing(self._bodies(entry)) as bodies:
-            blocks = decompressed_blocks(_Reader(bodies).read, entry) if entry.stored else bodies
+        blocks = self._decompressed(entry, partial) if entry.stored else self._raw(entry, partial)
+        with contextlib.closing(blocks):
             for block in blocks:
                 sha256.update(block)
-                partial.write(block)
         if sha256.hexdigest() != entry.sha256:
             raise IntegrityError(f"checksum is sha256 {sha256.hexdigest()}, the manifest says {entry.sha256}")
 
-    def _bodies(self, entry: ShardEntry) -> Generator[memoryview, None, None]:
-        """The stored bytes of a shard's tokens, range after range."""
+    def _raw(self, entry: ShardEntry, partial: Partial) -> Generator[memoryview, None, None]:
+        """A raw shard's bytes in order. Ranges are written as they arrive, and read again out of the page cache."""
         name = _object_name(entry)
-        pending: deque[Future[memoryview]] = deque()
+
+        def get(start: int, stop: int) -> tuple[int, int]:
+            self._store.write_range(
+                name,
+                entry.byte_offset + start,
+                entry.byte_offset + stop,
+                lambda offset, data: partial.write(start + offset, data),
+            )
+            return start, stop
+
+        with contextlib.closing(self._in_order(get, 0, entry.num_bytes)) as ranges:
+            for start, stop in ranges:
+                yield partial.written(start, stop)
+
+    def _decompressed(self, entry: ShardEntry, partial: Partial) -> Generator[memoryview, None, None]:
+        """A compressed shard's raw bytes in order, written on their way."""
+        name = _object_name(entry)
+        get = functools.partial(self._store.get_range, name)
+        with contextlib.closing(self._in_order(get, 0, entry.file_bytes)) as bodies:
+            offset = 0
+            for block in decompressed_blocks(_Reader(bodies).read, entry):
+                partial.write(offset, block)
+                offset += len(block)
+                yield block
+
+    def _in_order(self, get: Callable[[int, int], T], start: int, stop: int) -> Generator[T, None, None]:
+        """What ``get`` returns for range after range; it is called for some of them ahead, in threads."""
+        pending: deque[Future[T]] = deque()
         try:
-            for start in range(entry.byte_offset, entry.file_bytes, RANGE_BYTES):
-                stop = min(start + RANGE_BYTES, entry.file_bytes)
-                pending.append(self._ranges.submit(partial(self._store.get_range, name, start, stop)))
+            for first in range(start, stop, RANGE_BYTES):
+                pending.append(self._ranges.submit(functools.partial(get, first, min(first + RANGE_BYTES, stop))))
                 if len(pending) == _NUM_RANGES_AHEAD:
                     yield pending.popleft().result()
             while pending:
@@ -222,6 +309,13 @@ class Downloads:
         finally:
             for future in pending:
                 future.cancel()
+            for future in pending:
+                with contextlib.suppress(Exception):  # none may write to a file that is forgotten or begun again
+                    future.result()
+
+
+class _Waiting:
+    """Who waits for shards, as an owner of what is expected."""
 
 
 class _Reader:

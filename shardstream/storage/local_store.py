@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -114,6 +114,9 @@ class LocalStore:
                 f"{path}: cannot read: {len(data)} bytes came, wanted {stop - start} from offset {start}"
             )
         return memoryview(data)
+
+    def write_range(self, name: str, start: int, stop: int, write: Callable[[int, memoryview], object]) -> None:
+        write(0, self.get_range(name, start, stop))
 
     def version(self, name: str) -> str | None:
         path = self._root / name

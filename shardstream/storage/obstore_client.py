@@ -22,6 +22,9 @@ from shardstream.storage.retry import RETRY_FOR_S
 
 # A request that has not been answered, or whose bytes have stopped coming, for so long has failed.
 _CLIENT_OPTIONS: Final = {"allow_http": True, "connect_timeout": "10s", "read_timeout": "30s", "timeout": "300s"}
+# The allocator gives memory of this size out again and again; that of whole objects the kernel has to clear each time,
+# which took longer than all else.
+_CHUNK_BYTES: Final = 2**20
 # S3 takes 10,000 parts of an object: 160 GB. Four at a time keep a fast network busy.
 _PART_BYTES: Final = 2**24
 _NUM_PARTS_AT_A_TIME: Final = 4
@@ -79,7 +82,11 @@ class ObstoreClient:
 
     def get(self, name: str, start: int, stop: int) -> Body:
         result = obstore.get(self._store, name, options={"range": (start, stop)})
-        return Body(memoryview(result.bytes()), result.meta["size"], result.meta["e_tag"])
+        return Body(memoryview(result.bytes()), result.meta["e_tag"])
+
+    def stream(self, name: str, start: int, stop: int) -> Iterator[memoryview]:
+        result = obstore.get(self._store, name, options={"range": (start, stop)})
+        return map(memoryview, result.stream(min_chunk_size=_CHUNK_BYTES))
 
     def size_version(self, name: str) -> tuple[int, str | None]:
         meta = obstore.head(self._store, name)
@@ -116,7 +123,8 @@ class _ObstoreUpload:
         self._thread.start()
 
     def write(self, data: memoryview) -> None:
-        self._put(bytes(data))  # the memory is the caller's again
+        if data:  # nothing would be taken for the end
+            self._put(bytes(data))  # the memory is the caller's again
 
     def commit(self) -> None:
         self._end()

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 
@@ -35,8 +35,6 @@ class Body(NamedTuple):
     """What a client returns for a GET."""
 
     data: memoryview
-    size: int | None
-    """Of the whole object; None where the client does not say."""
     version: str | None
     """What tells the object from another one of its name; None where the client does not say."""
 
@@ -46,6 +44,10 @@ class Client(Protocol):
 
     def get(self, name: str, start: int, stop: int) -> Body:
         """Bytes ``[start, stop)`` of an object, or fewer where it ends before."""
+        ...
+
+    def stream(self, name: str, start: int, stop: int) -> Iterator[memoryview]:
+        """The same as pieces of about a MiB, as they arrive."""
         ...
 
     def size_version(self, name: str) -> tuple[int, str | None]:
@@ -126,27 +128,62 @@ class RemoteStore:
         """A whole object, cut at ``max_bytes``, and which version of it that is."""
 
         def get(client: Client) -> Body:
-            body = client.get(name, 0, max_bytes)
+            try:
+                body = client.get(name, 0, max_bytes)
+            except Exception as error:
+                if not _is_beyond_the_end(error):
+                    raise
+                return Body(memoryview(b""), client.size_version(name)[1])  # an empty object has no range at all
             self._count(num_bytes=len(body.data))
             return body
 
         return self._persistently("read", name, get)
 
     def get_range(self, name: str, start: int, stop: int) -> memoryview:
+        if start == stop:
+            return memoryview(b"")
+
         def get(client: Client) -> memoryview:
-            data, size, _ = client.get(name, start, stop)
-            self._count(num_bytes=len(data))
-            if len(data) != stop - start:
-                size = client.size_version(name)[0] if size is None else size
-                if size < stop:
-                    raise IntegrityError(f"{self._where(name)}: truncated: {size} bytes, wanted {stop} at least")
-                raise ShortBodyError(f"{len(data)} bytes came, wanted {stop - start} from offset {start}")
+            data = client.get(name, start, stop).data
+            self._check_length(client, name, len(data), start, stop)
             return data
 
-        try:
+        with self._truncation_told(name, start):
             return self._persistently("read", name, get)
+
+    def write_range(self, name: str, start: int, stop: int, write: Callable[[int, memoryview], object]) -> None:
+        def pass_on(client: Client) -> None:
+            offset = 0
+            for data in client.stream(name, start, stop):
+                write(offset, data)
+                offset += len(data)
+            self._check_length(client, name, offset, start, stop)
+
+        if start == stop:
+            return
+        with self._truncation_told(name, start):
+            self._persistently("read", name, pass_on)
+
+    def _check_length(self, client: Client, name: str, num_bytes: int, start: int, stop: int) -> None:
+        self._count(num_bytes=num_bytes)
+        if num_bytes > stop - start:
+            raise StorageError(
+                f"{self._where(name)}: cannot read: {num_bytes} bytes came where {stop - start} were asked for; the server "
+                "takes no ranges, as a static file server should"
+            )
+        if num_bytes != stop - start:
+            size = client.size_version(name)[0]
+            if size < stop:
+                raise IntegrityError(f"{self._where(name)}: truncated: {size} bytes, wanted {stop} at least")
+            raise ShortBodyError(f"{num_bytes} bytes came, wanted {stop - start} from offset {start}")
+
+    @contextlib.contextmanager
+    def _truncation_told(self, name: str, start: int) -> Iterator[None]:
+        """Tell an object that ends before a range from a store that fails."""
+        try:
+            yield
         except StorageError as error:
-            if error.__cause__ is not None and status_of(error.__cause__) == _RANGE_NOT_SATISFIABLE:
+            if _is_beyond_the_end(error):
                 raise IntegrityError(f"{self._where(name)}: truncated: it ends before byte {start}") from error
             raise
 
@@ -184,7 +221,7 @@ class RemoteStore:
             except Exception as error:
                 if was_lost and fault_of(error) is Fault.EXISTS and client.get(name, 0, len(data) + 1).data == data:
                     return  # it did
-                was_lost = fault_of(error) is Fault.PASSING
+                was_lost = was_lost or fault_of(error) is Fault.PASSING
                 raise
 
         self._persistently("write", name, put)
@@ -310,6 +347,11 @@ class _RemoteUpload:
             self._upload.abort()
 
 
+def _is_beyond_the_end(error: BaseException) -> bool:
+    """Whether a range was asked for that lies behind an object's last byte."""
+    return _RANGE_NOT_SATISFIABLE in map(status_of, chain_of(error))
+
+
 @contextlib.contextmanager
 def translated(action: str, where: str) -> Any:
     """The one place where a library's error becomes ours."""
@@ -320,7 +362,8 @@ def translated(action: str, where: str) -> Any:
     except Exception as error:
         fault = fault_of(error)
         if fault is Fault.MISSING:
-            raise StorageError(f"{where}: cannot {action}: there is no such file") from error
+            what = "bucket" if "NoSuchBucket" in map(code_of, chain_of(error)) else "file"
+            raise StorageError(f"{where}: cannot {action}: there is no such {what}") from error
         if fault is Fault.EXISTS and action == "write":
             raise StorageError(f"{where}: it exists already, and is left as it is") from error
         hint = {
@@ -334,7 +377,7 @@ def said(error: BaseException) -> str:
     """What an error says, without the pages that some libraries add: S3's own words where it has any."""
     links = list(chain_of(error))
     for link in links:
-        if code := code_of(link):
+        if (code := code_of(link)) and not code.isdigit():  # for a HEAD, botocore repeats the status
             status = status_of(link)
             return f"HTTP {status} {code}" if status else code
     for link in links:

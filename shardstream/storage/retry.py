@@ -7,7 +7,7 @@ import asyncio
 import enum
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 if TYPE_CHECKING:
     import tenacity
@@ -31,7 +31,13 @@ _OBSTORE_NETWORK: Final = re.compile(
 )
 _XML_CODE: Final = re.compile(r"<Code>(\w+)</Code>")
 _EXPIRED: Final = re.compile(r"\b(ExpiredToken\w*|TokenRefreshRequired|RequestExpired)\b")
-_BOTOCORE_NETWORK: Final = {"HTTPClientError", "IncompleteReadError", "ResponseStreamingError", "ProxyConnectionError"}
+_BOTOCORE_NETWORK: Final = {
+    "ConnectionError",  # not Python's; refused, or not made in time
+    "FlexibleChecksumError",  # another byte on its way
+    "HTTPClientError",
+    "IncompleteReadError",
+    "ResponseStreamingError",
+}
 _BAD_REQUEST, _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERROR, _NOT_IMPLEMENTED = 400, 408, 429, 500, 501
 
 
@@ -102,11 +108,10 @@ def persistently(call: Callable[[], T], *, renew: Callable[[], object], failed: 
         return fault is Fault.PASSING
 
     def before_sleep(state: "tenacity.RetryCallState") -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if error is not None:
-            if fault_of(error) is Fault.EXPIRED:
-                renew()
-            failed(error)
+        error = cast("BaseException", cast("tenacity.Future", state.outcome).exception())  # it has failed
+        if fault_of(error) is Fault.EXPIRED:
+            renew()
+        failed(error)
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_worth_a_try),

@@ -5,7 +5,7 @@ A store knows names and bytes, nothing of datasets.
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Protocol
 
 from shardstream.storage.local_store import LocalStore
@@ -44,6 +44,16 @@ class Store(Protocol):
 
     def get_range(self, name: str, start: int, stop: int) -> memoryview:
         """Bytes ``[start, stop)`` of an object, all of them."""
+        ...
+
+    def write_range(self, name: str, start: int, stop: int, write: Callable[[int, memoryview], object]) -> None:
+        """Pass on bytes ``[start, stop)`` of an object while they arrive.
+
+        Args:
+            name: Name of the object.
+            start, stop: Offsets, half-open.
+            write: Called with an offset that counts from ``start``, and bytes. After a failure it begins again at 0.
+        """
         ...
 
     def version(self, name: str) -> str | None:

@@ -34,15 +34,17 @@ class Workers:
         self._end = weakref.finalize(self, _stop, self._threads, self._tasks)
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
-        """Have it called; a future that is cancelled before its turn never is."""
+        """Have it called; a future that is cancelled before its turn never is, nor is one that comes after the end."""
         future: Future[T] = Future()
-        if len(self._threads) < self._num_threads:
+        if self._end.alive and len(self._threads) < self._num_threads:
             thread = threading.Thread(
                 target=_serve, args=(self._tasks,), name=f"{self._name}-{len(self._threads)}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
         self._tasks.put((call, future))
+        if not self._end.alive:
+            future.cancel()  # the threads may be gone, and who waits for it would wait for ever
         return future
 
     def close(self) -> None:

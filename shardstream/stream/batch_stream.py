@@ -34,7 +34,7 @@ from shardstream.stream.ahead import Ahead
 from shardstream.stream.device import Batch, device_copy, device_of
 from shardstream.stream.lookahead import Lookahead
 from shardstream.stream.replica import replica_of
-from shardstream.stream.shard_plan import working_set_bytes
+from shardstream.stream.shard_plan import shards_of_epoch, working_set_bytes
 from shardstream.stream.stream_state import StreamState, checked_state, state_of
 
 if TYPE_CHECKING:
@@ -292,6 +292,14 @@ class BatchStream:
             traffic=self._dataset.traffic(),
         )
 
+    def shards(self) -> list[int]:
+        """Numbers of the shards that this rank needs from here to the end of the epoch, in order of need.
+
+        :meth:`TokenDataset.download` brings them into the cache before a run. Those of which a rank needs a few tokens
+        only, because another one's part ends in them, are not among them: such tokens are read by themselves.
+        """
+        return shards_of_epoch(self._dataset, self._order, self._lanes(), sample=self._num_samples)
+
     def close(self) -> None:
         """Let go of everything but the dataset. A second call does nothing."""
         self._is_closed = True
@@ -345,8 +353,7 @@ class BatchStream:
         if cache is None or cache.max_bytes is None:
             return
         order = self._order
-        lanes = lanes_of(self._num_rows, lanes=order.lanes, dp_rank=self._dp_rank, dp_world_size=self._dp_world_size)
-        needed = working_set_bytes(self._dataset, order, lanes)
+        needed = working_set_bytes(self._dataset, order, self._lanes(), num_rows=self._num_rows)
         if order.mixed_samples == 0:
             reason = (
                 f"order {order.name!r} reads all of {self._dataset.uri} at any time; 'block-shuffle' needs far less"
@@ -356,6 +363,11 @@ class BatchStream:
                 f"order {order.name!r} reads so much of {self._dataset.uri} at a time; fewer buffer_blocks need less"
             )
         check_bound(cache.max_bytes, needed, reason=reason)
+
+    def _lanes(self) -> range:
+        return lanes_of(
+            self._num_rows, lanes=self._order.lanes, dp_rank=self._dp_rank, dp_world_size=self._dp_world_size
+        )
 
     def _state(self, num_samples: int) -> StreamState:
         return state_of(

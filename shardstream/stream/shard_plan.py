@@ -115,13 +115,45 @@ class ShardPlan:
             self._ahead.append(group)
 
 
-def working_set_bytes(dataset: TokenDataset, order: Order, lanes: Sequence[int]) -> int:
-    """What a cache has to hold at a time for an order, in bytes: the whole dataset for one that reads anything any time."""
+def working_set_bytes(dataset: TokenDataset, order: Order, lanes: Sequence[int], *, num_rows: int) -> int:
+    """What a cache has to hold at a time for an order, in bytes: the whole dataset for one that reads anything any time.
+
+    A step of ``num_rows`` samples may begin with the last of one buffer and end with the first of the next: a run that
+    was resumed, or has passed the end of an epoch, stands anywhere. So it needs the shards of both.
+    """
     shards = dataset.manifest.shards
     if order.mixed_samples == 0:
         return dataset.manifest.num_bytes
-    groups = itertools.islice(_groups(dataset, order, lanes, 0, order.samples_per_epoch), _GROUPS_LOOKED_UP)
-    return max((sum(shards[shard].num_bytes for shard in group.shards) for group in groups), default=0)
+    groups: list[_Group] = []
+    for group in _groups(dataset, order, lanes, 0, None):  # pragma: no branch - they have no end
+        groups.append(group)
+        if len(groups) > _GROUPS_LOOKED_UP and group.sample >= groups[_GROUPS_LOOKED_UP].sample + num_rows:
+            break
+    return max(
+        sum(shards[shard].num_bytes for shard in _shards_at_a_time(groups[index:], order.lanes, num_rows))
+        for index in range(_GROUPS_LOOKED_UP)
+    )
+
+
+def shards_of_epoch(dataset: TokenDataset, order: Order, lanes: Sequence[int], *, sample: int) -> list[int]:
+    """Numbers of the shards that an order needs from a sample to the end of its epoch, in order of need.
+
+    All shards, for one that reads anything at any time. Without those that have nothing but edges in these lanes.
+    """
+    if order.mixed_samples == 0 or order.samples_per_epoch is None:
+        return list(range(len(dataset.manifest.shards)))
+    stop_sample = (sample // order.samples_per_epoch + 1) * order.samples_per_epoch
+    groups = list(_groups(dataset, order, lanes, sample, stop_sample))
+    has_all = len(lanes) == order.lanes  # then no other rank reads what is left of a shard
+    edges = (edge.shard for group in groups for edge in group.edges if has_all)
+    return list(dict.fromkeys([*(shard for group in groups for shard in group.shards), *edges]))
+
+
+def _shards_at_a_time(groups: list[_Group], lanes: int, num_rows: int) -> set[int]:
+    """What the last step that begins in the first of these groups needs."""
+    stop = groups[1].sample - lanes + num_rows
+    in_use = (group for index, group in enumerate(groups) if index == 0 or group.sample < stop)
+    return {shard for group in in_use for shard in group.shards}
 
 
 def _groups(
@@ -140,8 +172,9 @@ def _groups(
 
 
 def _is_edge(span: Span, dataset: TokenDataset) -> bool:
-    num_tokens = span.stop - span.start
-    return num_tokens <= min(_EDGE_TOKENS, _EDGE_SHARE * dataset.manifest.shards[span.shard].num_tokens)
+    entry = dataset.manifest.shards[span.shard]
+    # Of a compressed shard no part can be read by itself.
+    return entry.stored is None and span.stop - span.start <= min(_EDGE_TOKENS, _EDGE_SHARE * entry.num_tokens)
 
 
 def _in_order_of_need(dataset: TokenDataset, starts: Sequence[NDArray[np.int64]]) -> list[int]:

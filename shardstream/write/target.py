@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _SHARD_NAME: Final = re.compile(r"shard-\d{6,}\.bin(\.zst)?")
 # The manifest that an overwrite is about to delete: after a crash in the middle, still the list of what is ours.
 _REPLACED_NAME: Final = f"{JOURNAL_FOLDER}/replaced.json"
+# The manifest of a dataset that is being copied to here; see copy.py.
+COPY_NAME: Final = f"{JOURNAL_FOLDER}/copy.json"
 
 
 def shard_name(index: int, compression: "Compression | None") -> str:
@@ -98,7 +100,7 @@ def names_of_ours(store: Store, names: list[str]) -> list[str]:
     if ours:
         # A writer begins in an empty place only: where its journal is, files of its naming are its own.
         ours |= {name for name in names if _SHARD_NAME.fullmatch(name)}
-    for manifest_name in (MANIFEST_NAME, _REPLACED_NAME):
+    for manifest_name in (MANIFEST_NAME, _REPLACED_NAME, COPY_NAME):
         if manifest_name in names:
             try:
                 listed = {shard.name for shard in read_manifest(store, manifest_name).shards if not shard.location}

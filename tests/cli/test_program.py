@@ -5,21 +5,22 @@ import json
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.cli.conftest import interrupt
 
 OPTIONS = {
     "demo": ["--out", "--seed", "--source", "--vocab-size"],
     "write": [
         "--allow-eos-in-documents",
         "--column",
+        "--compression",
         "--dtype",
         "--eos-id",
         "--json",
@@ -31,10 +32,29 @@ OPTIONS = {
         "--vocab-size",
     ],
     "merge": ["--json", "--out", "--overwrite"],
+    "copy": ["--json", "--threads"],
     "info": ["--json"],
     "verify": ["--json", "--threads"],
     "peek": ["--json", "--length", "--position", "--seed", "--tokenizer"],
-    "bench": ["--batch-size", "--context-length", "--json", "--seconds"],
+    "bench": ["--batch-size", "--cache-dir", "--context-length", "--json", "--max-cache-bytes", "--seconds"],
+    "warm": [
+        "--batch-size",
+        "--block-tokens",
+        "--buffer-blocks",
+        "--cache-dir",
+        "--context-length",
+        "--dp-rank",
+        "--dp-world-size",
+        "--json",
+        "--lanes",
+        "--max-cache-bytes",
+        "--order",
+        "--seed",
+    ],
+    "cache": [],
+    "cache ls": ["--cache-dir", "--json"],
+    "cache verify": ["--cache-dir", "--json"],
+    "cache prune": ["--all", "--cache-dir", "--json", "--max-bytes"],
 }
 
 
@@ -47,7 +67,7 @@ def test_help_lists_the_verbs_in_the_order_of_the_work(run) -> None:
     """`shardstream --help` names every verb, demo first, and says what an exit status means."""
     text = run("--help").stdout
 
-    assert re.findall(r"^│ ([a-z]+)  ", text, flags=re.MULTILINE) == list(OPTIONS)
+    assert re.findall(r"^│ ([a-z]+)  ", text, flags=re.MULTILINE) == [verb for verb in OPTIONS if " " not in verb]
     assert options_in(text) == ["--help", "--version"]
     assert "The exit status is 0 when all is well" in text
 
@@ -55,11 +75,18 @@ def test_help_lists_the_verbs_in_the_order_of_the_work(run) -> None:
 @pytest.mark.parametrize("verb", OPTIONS)
 def test_help_of_a_verb_lists_its_options_and_teaches_by_example(run, verb: str) -> None:
     """The options of each verb are these and no others; its help ends in examples that begin with the verb's name."""
-    text = run(verb, "--help", COLUMNS="200").stdout
+    text = run(*verb.split(), "--help", COLUMNS="200").stdout
 
     assert options_in(text) == sorted([*OPTIONS[verb], "--help"])
     assert "Examples:" in text
     assert f"$ shardstream {verb} " in text or f"| shardstream {verb} " in text or verb == "demo"
+
+
+def test_help_of_the_cache_lists_its_verbs(run) -> None:
+    """`shardstream cache --help` names what can be done with the cache, looking first."""
+    text = run("cache", "--help").stdout
+
+    assert re.findall(r"^│ ([a-z]+)  ", text, flags=re.MULTILINE) == ["ls", "verify", "prune"]
 
 
 def test_no_verb_at_all_shows_the_help(run) -> None:
@@ -140,37 +167,6 @@ def test_a_full_disk_is_an_error(program: str, write_dataset, arguments: list[st
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
-
-
-@pytest.fixture
-def start(program: str, tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Start a verb in ``tmp_path``, with pipes; it is ended with the test at the latest."""
-    with contextlib.ExitStack() as stack:
-
-        def start_program(*arguments: object) -> "subprocess.Popen[str]":
-            started = subprocess.Popen(
-                [program, *map(str, arguments)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=tmp_path,
-                # Tests that run in the background may ignore the signal, and children inherit that.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-            )
-            stack.enter_context(started)
-            stack.callback(started.kill)
-            return started
-
-        yield start_program
-
-
-def interrupt(started: "subprocess.Popen[str]") -> str:
-    """Press Ctrl-C; return what the program has to say."""
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate()
-    assert started.returncode == 130, err
-    return err.strip()
 
 
 def test_ctrl_c_is_status_130_and_says_how_to_go_on(start, tmp_path: Path) -> None:

@@ -1,27 +1,44 @@
-"""Laws that every store obeys, and what only a disk can do."""
+"""Laws that every store obeys."""
 
-import errno
-import mmap
-import os
-import subprocess
-import sys
-import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from shardstream.errors import FormatError, StorageError
+from shardstream.errors import IntegrityError, StorageError
 from shardstream.storage.local_store import LocalStore
 from shardstream.storage.remote_store import RemoteStore
 from shardstream.storage.store import Store, store_of
+from tests.storage.conftest import choose_s3fs
+
+S3_KINDS = [pytest.param("s3", marks=pytest.mark.s3), pytest.param("s3fs", marks=pytest.mark.s3)]
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture
+def store_at(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Store]:
+    """An empty store of a kind; for all calls at one place."""
+
+    def at(kind: str) -> Store:
+        if kind == "local":
+            return store_of(tmp_path / "store")
+        if kind == "memory":
+            return store_of(f"memory://{tmp_path}/store")
+        s3 = request.getfixturevalue("s3")
+        if kind == "s3fs":
+            choose_s3fs(monkeypatch)
+        return store_of(f"{s3.url}/store", s3.storage_options)
+
+    return at
+
+
+@pytest.fixture(params=["local", "memory", *S3_KINDS])
+def store(request: pytest.FixtureRequest, store_at: Callable[[str], Store]) -> Store:
     """An empty store of each kind."""
-    return store_of(tmp_path / "store" if request.param == "local" else f"memory://{tmp_path}/store")
+    return store_at(request.param)
 
 
 class TestEveryStore:
@@ -36,19 +53,66 @@ class TestEveryStore:
         with store.open("a/b.bin") as file:
             assert file.read() == b"hello"
 
+    def test_an_empty_object(self, store: Store) -> None:
+        """An object of no bytes comes back as what it is, however it was written."""
+        store.put("put", b"", overwrite=False)
+        store.create("created").commit()
+
+        for name in ("put", "created"):
+            assert store.get(name, max_bytes=100) == b""
+            assert store.size(name) == 0
+            with store.open(name) as file:
+                assert file.read() == b""
+
     def test_get_reads_no_more_than_asked(self, store: Store) -> None:
         """A larger object is cut at max_bytes."""
         store.put("large", b"x" * 1000, overwrite=False)
 
         assert store.get("large", max_bytes=10) == b"x" * 10
 
+    @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(bounds=st.tuples(st.integers(0, 300), st.integers(0, 300)).map(sorted))
+    def test_a_range_is_a_slice(self, store: Store, bounds: list[int]) -> None:
+        """Any range within an object is the same slice of it, got at once, passed on in pieces, or read as a file."""
+        data, (start, stop) = bytes(range(150)) * 2, bounds
+        store.put("object", data, overwrite=True)
+        arrived = bytearray(stop - start)
+
+        def write(offset: int, piece: memoryview) -> None:
+            arrived[offset : offset + len(piece)] = piece
+
+        store.write_range("object", start, stop, write)
+
+        assert store.get_range("object", start, stop) == data[start:stop]
+        assert arrived == data[start:stop]
+        with store.open("object") as file:
+            file.seek(start)
+            assert file.read(stop - start) == data[start:stop]
+            assert file.tell() == stop
+
+    @pytest.mark.parametrize(("start", "stop"), [(5, 11), (10, 11), (20, 30)])
+    def test_a_range_beyond_the_end(self, store: Store, start: int, stop: int) -> None:
+        """A range that an object does not hold is an error that names it, never fewer bytes."""
+        store.put("short", b"0123456789", overwrite=False)
+
+        with pytest.raises((IntegrityError, StorageError), match="store/short: "):
+            store.get_range("short", start, stop)
+        with pytest.raises((IntegrityError, StorageError), match="store/short: "):
+            store.write_range("short", start, stop, lambda *_: None)
+
     def test_a_missing_object(self, store: Store) -> None:
         """A missing object has no size, is not deleted with an error, and reading it names it."""
+        missing = "store/none: cannot read: there is no such file"
+
         assert store.size("none") is None
         store.delete("none")
-        with pytest.raises(StorageError, match="store/none: cannot read: there is no such file"):
+        with pytest.raises(StorageError, match=missing):
             store.get("none", max_bytes=1)
-        with pytest.raises(StorageError, match="store/none: cannot read: there is no such file"):
+        with pytest.raises(StorageError, match=missing):
+            store.get_range("none", 0, 1)
+        with pytest.raises(StorageError, match=missing):
+            store.version("none")
+        with pytest.raises(StorageError, match=missing):
             store.open("none")
 
     def test_names_are_sorted_and_relative(self, store: Store) -> None:
@@ -60,6 +124,15 @@ class TestEveryStore:
         assert store.names() == ["a/b", "a/c", "b"]
         store.delete("a/b")
         assert store.names() == ["a/c", "b"]
+
+    @pytest.mark.parametrize("name", ["a b/c", "ü/漢.bin", "50%20.bin", "a+b=c,d"])
+    def test_names_mean_what_they_say(self, store: Store, name: str) -> None:
+        """A name with spaces, letters of any language or signs that URLs escape is kept as it is."""
+        store.put(name, b"1", overwrite=False)
+
+        assert store.names() == [name]
+        assert store.get(name, max_bytes=9) == b"1"
+        assert store.size(name) == 1
 
     def test_put_replaces_only_when_told(self, store: Store) -> None:
         """Without overwrite an object that exists is left as it is; with it, it is replaced."""
@@ -73,15 +146,34 @@ class TestEveryStore:
         assert store.get("one", max_bytes=9) == b"3"
         assert store.names() == ["one"]
 
+    def test_another_version_is_told_from_the_first(self, store: Store) -> None:
+        """Where a store tells versions apart, an object that is replaced has another one."""
+        store.put("one", b"1", overwrite=False)
+        first = store.version("one")
+
+        assert store.version("one") == first
+        store.put("one", b"2", overwrite=True)
+        assert first is None or store.version("one") != first
+
     def test_an_upload_appears_when_it_is_committed(self, store: Store) -> None:
-        """Blocks written one by one are one object after the commit."""
+        """Blocks written one by one, empty ones among them, are one object after the commit."""
         upload = store.create("big")
-        upload.write(memoryview(b"abc"))
-        upload.write(memoryview(b"def"))
+        for block in (b"", b"abc", b"", b"def", b""):
+            upload.write(memoryview(block))
         upload.commit()
 
         assert store.get("big", max_bytes=9) == b"abcdef"
         assert store.names() == ["big"]
+
+    def test_an_upload_may_use_its_memory_again(self, store: Store) -> None:
+        """What was written is in the object, whatever becomes of the memory that it came from."""
+        block = bytearray(b"first")
+        upload = store.create("object")
+        upload.write(memoryview(block))
+        block[:] = b"other"
+        upload.commit()
+
+        assert store.get("object", max_bytes=9) == b"first"
 
     def test_an_aborted_upload_keeps_what_was_there(self, store: Store) -> None:
         """An upload that is given up, even twice, leaves no new name."""
@@ -91,7 +183,7 @@ class TestEveryStore:
         upload.abort()
         store.delete_partials()
 
-        if isinstance(store, LocalStore):  # fsspec's memory filesystem shows files from their creation on
+        if not store.uri.startswith("memory"):  # fsspec's memory filesystem shows files from their creation on
             assert store.names() == []
 
     def test_a_store_without_a_lock_or_with_a_free_one_lets_in(self, store: Store) -> None:
@@ -102,193 +194,48 @@ class TestEveryStore:
 
         assert store.names() == []
 
+    def test_no_secret_is_public(self, store: Store) -> None:
+        """Promise 21: what a store says of its options holds neither key nor secret."""
+        assert not {"key", "secret", "token"} & set(store.public_options)
+
+
+@pytest.mark.parametrize("kind", ["local", *S3_KINDS])
+def test_of_several_writers_one_wins(kind: str, store_at: Callable[[str], Store]) -> None:
+    """Of many puts at once that must not replace anything, one is done; all others say that there is an object."""
+    stores = [store_at(kind) for _ in range(4)]
+    stores[0].names()  # a connection, a region: whatever is found out once
+    results: list[Any] = [None] * len(stores)
+    barrier = threading.Barrier(len(stores))
+
+    def write(number: int) -> None:
+        barrier.wait()
+        try:
+            stores[number].put("manifest.json", b"%d" % number, overwrite=False)
+        except StorageError as error:
+            results[number] = str(error)
+
+    threads = [threading.Thread(target=write, args=[number]) for number in range(len(stores))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    (winner,) = (number for number, result in enumerate(results) if result is None)
+    assert stores[0].get("manifest.json", max_bytes=9) == b"%d" % winner
+    assert all(result is None or "it exists already" in result for result in results)
+
 
 def test_uris_choose_the_store(tmp_path: Path) -> None:
-    """Paths and file URLs are local, other URLs are fsspec's."""
+    """Paths and file URLs are local, other URLs are fsspec's or obstore's."""
     assert isinstance(store_of(tmp_path), LocalStore)
     assert isinstance(store_of("relative/path"), LocalStore)
     assert store_of("relative/path").uri == f"{Path.cwd()}/relative/path"
     assert isinstance(store_of(f"file://{tmp_path}"), LocalStore)
     assert isinstance(store_of("memory://x"), RemoteStore)
+    assert isinstance(store_of("s3://bucket/x"), RemoteStore)
 
 
-def test_no_storage_option_shows_in_a_repr() -> None:
-    """Promise 21: credentials in storage options are in no repr of the store."""
-    assert "hunter2" not in repr(store_of("memory://x", {"secret": "hunter2"}))
-    assert "hunter2" not in repr(vars(store_of("memory://x", {"secret": "hunter2"})).get("uri"))
-
-
-def test_partial_files_are_not_listed_and_can_be_swept(tmp_path: Path) -> None:
-    """What a killed upload leaves is no object, and goes with delete_partials."""
-    store = LocalStore(str(tmp_path))
-    upload = store.create("shard")
-    upload.write(memoryview(b"abc"))
-
-    assert store.names() == []
-    assert len(list(tmp_path.iterdir())) == 1
-    store.delete_partials()
-    assert list(tmp_path.iterdir()) == []
-    upload.abort()
-
-
-def test_a_lock_held_by_another_process_is_refused_and_dies_with_it(tmp_path: Path) -> None:
-    """While another process holds the lock it is refused; once that process is killed it is free."""
-    script = f"""
-import sys, time
-from shardstream.storage.local_store import LocalStore
-with LocalStore({str(tmp_path)!r}).lock("journal/lock"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        with (
-            pytest.raises(StorageError, match="another process is writing here"),
-            LocalStore(str(tmp_path)).lock("journal/lock"),
-        ):
-            raise AssertionError
-        process.kill()
-        process.wait()
-    with LocalStore(str(tmp_path)).lock("journal/lock"):
-        pass
-
-
-def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
-    """A file or a folder that is a link out of the store is a FormatError, unless links are followed."""
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside/secret").write_bytes(b"s")
-    (tmp_path / "inside/sub").mkdir(parents=True)
-    (tmp_path / "inside/file").symlink_to(tmp_path / "outside/secret")
-    (tmp_path / "inside/folder").symlink_to(tmp_path / "outside")
-    store = LocalStore(str(tmp_path / "inside"))
-
-    for name in ("file", "folder/secret"):
-        with pytest.raises(FormatError, match=f"{name}: a symbolic link .* trust_locations=True"):
-            store.path(name, follow_links=False)
-        assert store.path(name, follow_links=True).read_bytes() == b"s"
-    assert store.path("sub/plain", follow_links=False) == tmp_path / "inside/sub/plain"
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """Where a file stands in the way of a folder, the error names the object."""
-    (tmp_path / "file").write_bytes(b"")
-    store = LocalStore(str(tmp_path / "file"))
-
-    with pytest.raises(StorageError, match="file/x: cannot create"):
-        store.put("x", b"", overwrite=True)
-    with pytest.raises(StorageError, match="cannot create"), store.lock("journal/lock"):
-        raise AssertionError
-
-
-@pytest.mark.parametrize("has_direct", [True, False])
-def test_whole_pages_may_go_past_the_page_cache(
-    has_direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pages in aligned memory, then anything: the file holds just that, also where the disk takes no direct writes."""
-    if not has_direct:
-
-        def refuse_direct(path: str, flags: int, mode: int = 0o777) -> int:
-            if flags & os.O_DIRECT:
-                raise OSError(errno.EINVAL, "Invalid argument")
-            return real_open(path, flags, mode)
-
-        real_open = os.open
-        monkeypatch.setattr(os, "open", refuse_direct)
-    data = os.urandom(5 * mmap.PAGESIZE)
-    with mmap.mmap(-1, len(data)) as pages:
-        pages.write(data)
-        upload = LocalStore(str(tmp_path)).create("shard")
-        with memoryview(pages) as view:
-            for start, stop in ((0, 2), (2, 3), (3, 5)):
-                upload.write(view[start * mmap.PAGESIZE : stop * mmap.PAGESIZE])
-            for part in (b"", b"tail", view):
-                upload.write(memoryview(part))
-        upload.commit()
-
-    assert (tmp_path / "shard").read_bytes() == data + b"tail" + data
-
-
-def test_a_name_too_long_is_reported(tmp_path: Path) -> None:
-    """An error of opening is not taken for one of direct writes."""
-    with pytest.raises(StorageError, match="xxx: cannot create: File name too long"):
-        LocalStore(str(tmp_path)).create("x" * 250)
-
-
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
-def test_a_disk_without_hard_links(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where hard links are not to be had (FAT, some network disks) a put is a rename, and still replaces nothing."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(code, "no hard links here")
-
-    monkeypatch.setattr(os, "link", refuse)  # no such disk can be mounted without a kernel module
-    store = LocalStore(str(tmp_path))
-    store.put("one", b"1", overwrite=False)
-
-    with pytest.raises(StorageError, match="one: it exists already"):
-        store.put("one", b"2", overwrite=False)
-    assert store.get("one", max_bytes=9) == b"1"
-    assert store.names() == ["one"]
-
-
-def test_another_failure_of_the_link_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link that fails for any other reason is a StorageError, and nothing is left behind."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "link", refuse)  # a disk cannot be broken on demand
-    with pytest.raises(StorageError, match="one: cannot write: Input/output error"):
-        LocalStore(str(tmp_path)).put("one", b"1", overwrite=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-class ForbiddingFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec publishes no types
-    """A filesystem whose server answers 403 to everything."""
-
-    protocol = "forbidding"
-
-    def info(self, path, **kwargs):
-        raise PermissionError(f"forbidden: {path}")
-
-    def pipe_file(self, path, value, mode="overwrite", **kwargs):
-        raise PermissionError(f"forbidden: {path}")
-
-
-def test_a_forbidden_object_is_an_error_and_not_a_missing_one() -> None:
-    """An object that may not be looked at or written is a StorageError that names it."""
-    fsspec.register_implementation("forbidding", ForbiddingFileSystem, clobber=True)
-    store = store_of("forbidding://bucket")
-
-    with pytest.raises(StorageError, match="forbidding://bucket/x: cannot read: forbidden"):
-        store.size("x")
-    with pytest.raises(StorageError, match="forbidding://bucket/x: cannot write: forbidden"):
-        store.put("x", b"", overwrite=False)
-
-
-@pytest.fixture
-def ordinary_user():
-    """Not root, whom no permission stops."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-def test_a_folder_that_cannot_be_listed_is_named(request: pytest.FixtureRequest) -> None:
-    """A folder without permission to list it is a StorageError, not an empty store."""
-    folder = Path(tempfile.mkdtemp())  # below no folder of root's alone
-    folder.chmod(0o000)
-    try:
-        request.getfixturevalue("ordinary_user")
-        with pytest.raises(StorageError, match=f"{folder}: cannot list: Permission denied"):
-            LocalStore(str(folder)).names()
-    finally:
-        if os.getuid() == 0:
-            os.seteuid(0)
-        folder.rmdir()
+def test_a_scheme_that_nobody_knows_is_refused() -> None:
+    """A URL of no known scheme is refused before anything is asked of it."""
+    with pytest.raises(ValueError, match="nowhere"):
+        store_of("nowhere://x")
