@@ -516,8 +516,10 @@ def _local_path(store: LocalStore, trust_locations: bool, manifest: Manifest, sh
 def _check_unchanged(store: Store, digest: str, version: str | None) -> None:
     """See that the dataset is still the one that was opened: parts of shards have no checksum that would tell."""
     try:
-        if version is not None:
-            is_same = store.version(MANIFEST_NAME) == version
+        # A forked child's client may be another one, which does not tell versions.
+        now = None if version is None else store.version(MANIFEST_NAME)
+        if now is not None:
+            is_same = now == version
         else:
             data = store.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES + 1)
             is_same = Manifest.parse(data, source=f"{store.uri}/{MANIFEST_NAME}").digest == digest

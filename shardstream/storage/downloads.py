@@ -104,9 +104,11 @@ class Downloads:
         """
         self._check_process()
         with self._lock:
-            if pin := self._in_use.get(shard):
-                return pin
-            coming = self._coming.pop(shard, None)
+            is_pinned = self._in_use.get(shard) is not None
+            coming = None if is_pinned else self._coming.pop(shard, None)
+        # Pinned anew: somebody may have damaged or deleted it all the same.
+        if is_pinned and (pin := self.cache.pin(self._entries[shard])) is not None:
+            return pin
         if coming is not None and not coming.cancel():  # cancelled: this thread is sooner than its turn
             # Not result(): it would tie the callers' frames, and with them the pins that they hold, to an error that
             # is tied to this frame, until the garbage collector comes by.
@@ -149,8 +151,7 @@ class Downloads:
         return missing
 
     def expect(self, owner: object, expected: Expected) -> None:
-        """Say what is needed from now on; what the same owner said before is forgotten, and all of it with the owner.
-"""
+        """Say what is needed from now on; what the same owner said before is forgotten, and all of it with the owner."""
         self._check_process()
         with self._lock:
             self._expected[owner] = expected
@@ -249,7 +250,7 @@ class Downloads:
             num_tries += 1
             try:
                 self._fill_once(entry, partial)
-            except IntegrityError as error:  # noqa: PERF203 - a turn is a whole download
+            except IntegrityError as error:
                 if num_tries == _NUM_TRIES:
                     raise IntegrityError(
                         f"{self._store.uri}/{_object_name(entry)}: {error}; it was damaged or replaced since the dataset "

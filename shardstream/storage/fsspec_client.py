@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from shardstream.storage.remote_store import Body, ClientUpload
+from shardstream.storage.retry import Fault, fault_of
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -46,7 +47,8 @@ class FsspecClient:
         if self._is_s3:
             self._fs.retries = 1  # how often to try is our own policy's business
             # The parts of an upload are tried again by whoever knows which of them have arrived.
-            arguments["config_kwargs"] |= {"retries": {"total_max_attempts": _MAX_PART_TRIES}}
+            retries = {"retries": {"total_max_attempts": _MAX_PART_TRIES}}
+            arguments["config_kwargs"] = {**arguments["config_kwargs"], **retries}  # not the other one's dictionary
             self._upload_fs, _ = fsspec.core.url_to_fs(url, skip_instance_cache=True, **arguments)
         self._root = root.rstrip("/")
 
@@ -68,9 +70,9 @@ class FsspecClient:
     def put(self, name: str, data: bytes, *, overwrite: bool) -> None:
         try:
             self._fs.pipe_file(self._path(name), data, mode="overwrite" if overwrite else "create")
-        except FileExistsError:
+        except Exception as error:
             # When a connection breaks, aiohttp sends a PUT again by itself, and does not say so: it may be our own.
-            if not self._is_s3 or self.get(name, 0, len(data) + 1).data != data:
+            if not (self._is_s3 and fault_of(error) is Fault.EXISTS) or self.get(name, 0, len(data) + 1).data != data:
                 raise
 
     def create(self, name: str) -> ClientUpload:

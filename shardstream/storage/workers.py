@@ -14,7 +14,7 @@ T = TypeVar("T")
 _Tasks: TypeAlias = "queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]"
 
 # close() takes no longer, whatever the threads are doing.
-_JOIN_S: Final = 1.0
+_JOIN_S: Final = 0.5
 
 
 class Workers:
@@ -48,7 +48,7 @@ class Workers:
         return future
 
     def close(self) -> None:
-        """Finish what was submitted and end the threads; those that take longer than a second are left behind."""
+        """Finish what was submitted and end the threads; those that take longer than half a second are left behind."""
         self._end()
 
 

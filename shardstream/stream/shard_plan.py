@@ -152,8 +152,8 @@ def shards_of_epoch(dataset: TokenDataset, order: Order, lanes: Sequence[int], *
 def _shards_at_a_time(groups: list[_Group], lanes: int, num_rows: int) -> set[int]:
     """What the last step that begins in the first of these groups needs."""
     stop = groups[1].sample - lanes + num_rows
-    in_use = (group for index, group in enumerate(groups) if index == 0 or group.sample < stop)
-    return {shard for group in in_use for shard in group.shards}
+    following = itertools.takewhile(lambda group: group.sample < stop, groups[1:])
+    return {shard for group in (groups[0], *following) for shard in group.shards}
 
 
 def _groups(

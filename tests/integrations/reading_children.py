@@ -2,7 +2,9 @@
 
 Run as a program, so that it can fork without pytest's threads, and so that children can import it.
 
-    python reading_children.py FOLDER fork|spawn|forkserver dataset|stream|loader|stateful|refused
+    python reading_children.py PLACE fork|spawn|forkserver dataset|stream|loader|stateful|refused [ranges]
+
+What the parent has brought into a cache is deleted before children start: they ask the store themselves.
 """
 
 import itertools
@@ -120,7 +122,7 @@ def check_refused(dataset: shardstream.TokenDataset, context: Any) -> None:
 
 
 def main() -> None:
-    folder, method, job = sys.argv[1:]
+    place, method, job, *reading = sys.argv[1:]
     if job != "dataset":
         multiprocessing.set_forkserver_preload(["torch"])  # once, not in every child
     checks = {
@@ -130,8 +132,11 @@ def main() -> None:
         "stateful": check_stateful,
         "refused": check_refused,
     }
-    with shardstream.open(folder) as dataset:
+    with shardstream.open(place, cache_dir=False if reading == ["ranges"] else None) as dataset:
         dataset[:]
+        if dataset.cache is not None:
+            dataset.close()
+            dataset.cache.evict(down_to_bytes=0)
         checks[job](dataset, multiprocessing.get_context(method))
     print("read")
 

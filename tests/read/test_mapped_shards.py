@@ -180,6 +180,73 @@ def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent(tmp_path: Path) -
     assert process.exitcode == 0
 
 
+class TestPieces:
+    """Tokens that are at hand without their shard."""
+
+    @given(data=st.data())
+    def test_what_is_at_hand_is_not_mapped(self, data, tmp_path_factory) -> None:
+        """Windows within and across shards are right, and a shard is located only where its piece is not at hand."""
+        lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=8))
+        plain, tokens = shards_of(tmp_path_factory.mktemp("pieces"), lengths)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        at_hand = data.draw(st.sets(st.integers(0, len(lengths) - 1)))
+        located = set()
+
+        def locate(shard: int) -> os.PathLike[str] | str:
+            located.add(shard)
+            return plain._locate(shard)
+
+        def piece(shard: int, start: int, stop: int) -> np.ndarray | None:
+            return tokens[bounds[shard] + start : bounds[shard] + stop] if shard in at_hand else None
+
+        shards = MappedShards(plain._entries, plain._bounds, plain._dtype, locate, max_maps=3, piece=piece)
+        length = data.draw(st.integers(1, len(tokens)))
+        starts = np.array(data.draw(st.lists(st.integers(0, len(tokens) - length), max_size=12)), dtype=np.int64)
+        for _ in range(2):
+            np.testing.assert_array_equal(windows_of(tokens, starts, length), shards.gather(starts, length, None))
+
+        assert not located & at_hand
+
+    def test_advice_brings_no_shard(self, tmp_path: Path) -> None:
+        """Looking ahead asks for pages of mapped shards alone where others may have a long way."""
+        plain, _ = shards_of(tmp_path, [50, 50])
+        shards = MappedShards(
+            plain._entries, plain._bounds, plain._dtype, plain._locate, max_maps=3, piece=lambda *_: None
+        )
+        shards.gather(np.array([0]), 5, None)
+        shards.look_ahead(np.array([0, 40]), np.array([10, 60]))
+
+        assert list(shards._maps) == [0]
+
+    def test_a_copy_that_is_damaged_is_located_again(self, tmp_path: Path) -> None:
+        """A cached copy that is cut is let go of by the next look, without an error."""
+        plain, tokens = shards_of(tmp_path, [50, 50])
+        shards = MappedShards(
+            plain._entries, plain._bounds, plain._dtype, plain._locate, max_maps=3, piece=lambda *_: None
+        )
+        shards.look_again()
+        shards.gather(np.array([0, 60]), 5, None)
+        content = (tmp_path / "1").read_bytes()
+        os.truncate(tmp_path / "1", 10)
+        shards.look_again()
+        assert list(shards._maps) == [0]
+        (tmp_path / "1").write_bytes(content)
+
+        np.testing.assert_array_equal([tokens[60:65]], shards.gather(np.array([60]), 5, None))
+
+
+def test_only_what_is_kept_stays_mapped(tmp_path: Path) -> None:
+    """keep_only lets go of all other maps, and sets how many there may be from then on."""
+    shards, tokens = shards_of(tmp_path, [10] * 6)
+    shards.gather(np.arange(0, 60, 10), 5, None)
+    shards.keep_only({1, 4, 5}, max_maps=2)
+    assert list(shards._maps) == [1, 4, 5]
+
+    starts = np.arange(0, 60, 10)
+    np.testing.assert_array_equal(windows_of(tokens, starts, 5), shards.gather(starts, 5, None))
+    assert len(shards._maps) <= 2
+
+
 def test_max_open_maps_is_half_of_what_the_process_may_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Python 3.13 each map costs a descriptor, so half of the limit is taken; after, a part of the maps."""
     import resource  # noqa: PLC0415

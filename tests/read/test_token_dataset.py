@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardstream
@@ -170,15 +170,120 @@ def test_a_file_url_is_a_local_path(write_dataset, tokens, tmp_path: Path) -> No
     np.testing.assert_array_equal(tokens, shardstream.open(f"file://{tmp_path}/dataset")[:])
 
 
-def test_a_remote_dataset_is_verified_but_not_yet_read(tokens) -> None:
-    """Behind another URL, manifest and verify work; reading windows says what to do."""
-    with shardstream.DatasetWriter("memory://remote/verify", vocab_size=1000, shard_tokens=64) as writer:
+@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("max_cache_bytes", [None, 128, 1024])
+def test_a_dataset_behind_a_url_is_read_through_the_cache(
+    tokens, tmp_path, own_cache, compression, max_cache_bytes
+) -> None:
+    """Behind any URL, compressed or not, tokens, slices and windows are those of the array; the cache keeps its bound."""
+    url = f"memory://{tmp_path}"
+    with shardstream.DatasetWriter(url, vocab_size=1000, shard_tokens=64, compression=compression) as writer:
         writer.append(tokens)
-    dataset = shardstream.open("memory://remote/verify")
+    dataset = shardstream.open(url, max_cache_bytes=max_cache_bytes)
+    largest = 0
 
+    @settings(max_examples=30)
+    @given(
+        key=st.slices(1000) | st.integers(-1000, 999),
+        starts=st.lists(st.integers(0, 900), max_size=8),
+        length=st.integers(1, 100),
+    )
+    def law(key: int | slice, starts: list[int], length: int) -> None:
+        nonlocal largest
+        np.testing.assert_array_equal(tokens[key], dataset[key])
+        expected = [tokens[start : start + length].tolist() for start in starts]
+        assert dataset.windows(starts, length).tolist() == expected
+        largest = max(largest, sum(path.stat().st_size for path in own_cache.glob("*.tokens")))
+
+    law()
     assert dataset.verify().ok
-    with pytest.raises(StorageError, match="copy the dataset to one"):
-        dataset[0]
+    assert 0 < largest <= (max_cache_bytes or 2000)
+
+
+def test_a_compressed_local_dataset_is_read_through_the_cache(write_dataset, tokens, own_cache) -> None:
+    """Compressed shards on a local disk are decompressed into the cache, and read from there."""
+    dataset = write_dataset(tokens, compression="zstd")
+
+    np.testing.assert_array_equal(tokens, dataset[:])
+    assert len(list(own_cache.glob("*.tokens"))) == 16
+
+
+def test_a_damaged_copy_in_the_cache_is_mended(write_dataset, tokens, own_cache) -> None:
+    """Promise 5: a cached shard that was cut or overwritten, before or while it is mapped, is downloaded again."""
+    dataset = write_dataset(tokens, compression="zstd")
+    dataset.expect(dataset, in_use=[0, 1])
+    dataset.look_again()
+    dataset[:]
+    for path in own_cache.glob("*.tokens"):
+        path.chmod(0o644)
+        path.write_bytes(b"x" * 10)
+    dataset.look_again()
+
+    np.testing.assert_array_equal(tokens, dataset[:])
+
+
+def test_a_pickle_of_a_remote_dataset_keeps_its_way_of_reading(tokens, tmp_path) -> None:
+    """Cache, bound and public options travel with a pickle; cache_dir=False does too."""
+    url = f"memory://{tmp_path}"
+    with shardstream.DatasetWriter(url, vocab_size=1000, shard_tokens=64) as writer:
+        writer.append(tokens)
+    cached = pickle.loads(pickle.dumps(shardstream.open(url, cache_dir=tmp_path / "cache", max_cache_bytes=1000)))
+    ranged = pickle.loads(pickle.dumps(shardstream.open(url, cache_dir=False)))
+
+    assert (cached.cache.folder, cached.cache.max_bytes) == (tmp_path / "cache", 1000)
+    assert ranged.cache is None
+    assert cached[5] == ranged[5] == tokens[5]
+
+
+@pytest.mark.parametrize(
+    ("options", "compression", "message"),
+    [
+        (
+            {"cache_dir": False, "max_cache_bytes": 5},
+            None,
+            "max_cache_bytes is 5, but cache_dir=False asks for no cache",
+        ),
+        (
+            {"cache_dir": False},
+            "zstd",
+            "shard-000000.bin.zst is compressed, and read through a cache; give a cache_dir",
+        ),
+        ({"max_cache_bytes": 127}, None, "max_cache_bytes is 127; wanted at least 128: .* shard-000000.bin for one"),
+        ({"cache_dir": "/dev/shm/cache"}, None, "cache_dir is /dev/shm/cache, which is memory, not a disk"),
+    ],
+)
+def test_a_way_of_reading_that_cannot_work_is_refused(options, compression, message, tokens, tmp_path) -> None:
+    """Promise 6: what cannot be read as wished is refused at open, with the figures or with what to do."""
+    url = f"memory://{tmp_path}"
+    with shardstream.DatasetWriter(url, vocab_size=1000, shard_tokens=64, compression=compression) as writer:
+        writer.append(tokens)
+
+    with pytest.raises(ValueError, match=message):
+        shardstream.open(url, **options)
+
+
+def test_shards_without_checksum_are_not_cached(tokens, tmp_path) -> None:
+    """Adopted shards without a checksum are read in place or by ranges, never through a cache."""
+    import fsspec  # noqa: PLC0415
+
+    entry = ShardEntry(name="a.bin", num_tokens=1000, num_bytes=2000)
+    manifest = Manifest(vocab_size=1000, shard_tokens=1000, shards=(entry,))
+    files = fsspec.filesystem("memory")
+    files.pipe_file(f"{tmp_path}/a.bin", tokens.tobytes())
+    files.pipe_file(f"{tmp_path}/manifest.json", manifest.to_json())
+
+    with pytest.raises(
+        FormatError, match="a.bin has no checksum, and a cache holds verified shards only; adopt it again"
+    ):
+        shardstream.open(f"memory://{tmp_path}")
+    assert shardstream.open(f"memory://{tmp_path}", cache_dir=False)[7] == tokens[7]
+
+
+def test_an_empty_dataset_behind_a_url(tmp_path) -> None:
+    """A dataset without a token opens behind a URL too, with any bound."""
+    shardstream.DatasetWriter(f"memory://{tmp_path}", vocab_size=1000, shard_tokens=64).close()
+
+    assert shardstream.open(f"memory://{tmp_path}", max_cache_bytes=0)[:].shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import fcntl
-import hashlib
+import itertools
 import os
 import pwd
 import re
@@ -96,10 +96,12 @@ class TestShards:
 
     def test_a_file_has_its_size_from_its_creation(self, cache: ShardCache, folder: Path) -> None:
         """Promise 6: a shard counts in full while it is being downloaded, and has no name of a shard yet."""
-        sizes = []
+        sizes: list[tuple[str, int]] = []
 
         def fill(partial: Partial) -> None:
-            sizes.extend((path.suffix, path.stat().st_size) for path in folder.iterdir() if ENTRIES[0].sha256 in path.name)
+            sizes.extend(
+                (path.suffix, path.stat().st_size) for path in folder.iterdir() if str(ENTRIES[0].sha256) in path.name
+            )
             partial.write(0, memoryview(SHARDS[0]))
 
         cache.obtain(ENTRIES[0], fill)
@@ -107,11 +109,13 @@ class TestShards:
         assert sizes == [(".partial", 100)]
 
     @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(data=st.binary(min_size=2, max_size=5000), cuts=st.lists(st.integers(0, 5000), max_size=5), seed=st.randoms())
+    @given(
+        data=st.binary(min_size=2, max_size=5000), cuts=st.lists(st.integers(0, 5000), max_size=5), seed=st.randoms()
+    )
     def test_bytes_may_come_in_any_order(self, cache: ShardCache, data: bytes, cuts: list[int], seed) -> None:
         """What is written piece by piece, in any order, can be read back at once and is the shard in the end."""
         bounds = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-        pieces = list(zip(bounds, bounds[1:], strict=False))
+        pieces = list(itertools.pairwise(bounds))
         seed.shuffle(pieces)
 
         def fill(partial: Partial) -> None:
@@ -178,8 +182,13 @@ class TestDamage:
         """A time of modification that is not the cache's own costs one checksum, and no download."""
         path = Path(obtain(cache, 0))
         os.utime(path)
-        hashed = []
-        monkeypatch.setattr(module, "_checksum", lambda fd: hashed.append(fd) or hashlib.sha256(os.pread(fd, 999, 0)).hexdigest())
+        hashed: list[int] = []
+
+        def checksum(descriptor: int) -> str:
+            hashed.append(descriptor)
+            return sha256(os.pread(descriptor, 999, 0))
+
+        monkeypatch.setattr(module, "_checksum", checksum)
 
         assert cache.pin(ENTRIES[0]) is not None
         assert cache.pin(ENTRIES[0]) is not None
@@ -279,7 +288,9 @@ class TestBound:
         pins = [obtain(cache, number) for number in range(3)]
         monkeypatch.setattr(module, "_WAIT_S", 0.05)
 
-        with pytest.raises(StorageError, match=r"waited 0 s: max_cache_bytes is 300, and 300 of them are shards in use"):
+        with pytest.raises(
+            StorageError, match=r"waited 0 s: max_cache_bytes is 300, and 300 of them are shards in use"
+        ):
             obtain(cache, 3)
 
         assert [content(pin) for pin in pins] == SHARDS[:3]
@@ -332,7 +343,9 @@ class TestBound:
 
         removed = cache.evict(down_to_bytes=200)
 
-        assert [(shard.sha256, shard.num_bytes, shard.is_pinned) for shard in removed] == [(ENTRIES[0].sha256, 100, False)]
+        assert [(shard.sha256, shard.num_bytes, shard.is_pinned) for shard in removed] == [
+            (ENTRIES[0].sha256, 100, False)
+        ]
         assert [shard.sha256 for shard in cache.shards()] == [ENTRIES[2].sha256, ENTRIES[1].sha256]
         assert len(cache.evict(down_to_bytes=0)) == 2
 
@@ -396,7 +409,9 @@ class TestProcesses:
         """Promise 6: what a killed process left counts for nothing, is cleared by the next, and keeps nobody waiting."""
         data = random_bytes(100_000)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen([sys.executable, PROGRAM, "hang", folder], stdout=subprocess.PIPE, env=environment) as process:
+        with subprocess.Popen(
+            [sys.executable, PROGRAM, "hang", folder], stdout=subprocess.PIPE, env=environment
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"half\n"
             (left,) = folder.glob("*.partial")
@@ -490,7 +505,9 @@ class TestProcesses:
         @contextlib.contextmanager
         def scan(folder: Path) -> Iterator[Iterator[Any]]:
             with scandir(folder) as files:
-                yield (entry for entry in list(files) if entry.name != vanishing.name or vanishing.unlink() is None)
+                entries = list(files)
+                vanishing.unlink()
+                yield iter(entries)
 
         monkeypatch.setattr(os, "scandir", scan)  # it yields an entry whose file has just gone
 
@@ -567,7 +584,9 @@ class TestFolder:
 
         with pytest.raises(StorageError, match="cannot (read|write to the cache): .*"):
             obtain(ShardCache(tmp_path / "file" / "cache", None), 0)
-        with pytest.raises(StorageError, match="cannot write to the cache: .*; give cache_dir, a folder on a local disk"):
+        with pytest.raises(
+            StorageError, match="cannot write to the cache: .*; give cache_dir, a folder on a local disk"
+        ):
             ShardCache(tmp_path / "file" / "cache", None).evict(down_to_bytes=0)
 
     def test_memory_is_no_disk(self, tmp_path: Path) -> None:

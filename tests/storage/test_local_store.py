@@ -165,3 +165,39 @@ def test_a_folder_that_cannot_be_listed_is_named(request: pytest.FixtureRequest)
         if os.getuid() == 0:
             os.seteuid(0)
         folder.rmdir()
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """A folder or a pipe under an object's name is neither read nor waited for; below a file there is nothing."""
+    store = LocalStore(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    store.put("file", b"", overwrite=False)
+
+    with pytest.raises(StorageError, match="pipe: cannot read: not a regular file"):
+        store.get("pipe", max_bytes=9)
+    with pytest.raises(StorageError, match="pipe: not a regular file"):
+        store.size("pipe")
+    assert store.size("file/below") is None
+    with pytest.raises(StorageError, match="xx: cannot read: File name too long"):
+        store.size("x" * 300)
+
+
+def test_only_partial_files_are_swept(tmp_path: Path) -> None:
+    """An object, and a file of somebody else's, stay when partial files are swept."""
+    store = LocalStore(str(tmp_path))
+    store.put("object", b"", overwrite=False)
+    (tmp_path / "mine.partial").write_bytes(b"")
+
+    store.delete_partials()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.partial", "object"]
+
+
+def test_a_disk_that_fails_is_reported(tmp_path: Path) -> None:
+    """An error of writing that has nothing to do with pages is a StorageError."""
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        upload = LocalStore(str(tmp_path)).create("object")
+        os.dup2(full.fileno(), upload._file.fileno())  # no disk is full on demand
+        with pytest.raises(StorageError, match="object: cannot write: No space left on device"):
+            upload.write(memoryview(b"x"))
+        upload.abort()

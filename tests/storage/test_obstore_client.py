@@ -1,10 +1,12 @@
 """Options and environment mean one thing, whichever client is installed."""
 
+import importlib.util
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 
 from shardstream.errors import StorageError
@@ -34,9 +36,11 @@ class TestOptionsAndEnvironment:
         """Key, secret, endpoint and region as options of their own; None is as if not given."""
         server = s3.server
 
-        assert DATA == read(
+        data = read(
             url, key=server.key, secret=server.secret, endpoint_url=s3.endpoint_url, region=server.region, token=None
         )
+
+        assert data == DATA
 
     def test_client_kwargs(self, client, s3, url) -> None:
         """Endpoint and region may stand in client_kwargs."""
@@ -60,7 +64,9 @@ class TestOptionsAndEnvironment:
 
     @pytest.mark.parametrize("how", ["option", "variable"])
     @pytest.mark.parametrize("with_endpoint", ["profile", "environment", "option"])
-    def test_profile(self, how: str, with_endpoint: str, client, s3, url, tmp_path: Path, monkeypatch) -> None:
+    def test_profile(  # noqa: PLR0917 - pytest passes by name
+        self, how: str, with_endpoint: str, client, s3, url, tmp_path: Path, monkeypatch
+    ) -> None:
         """A profile of AWS's config file says who, where and in which region; the environment and options are nearer."""
         wrong = "http://127.0.0.1:9"
         endpoint = s3.endpoint_url if with_endpoint == "profile" else wrong
@@ -121,7 +127,9 @@ def test_unknown_client_kwargs() -> None:
         ("s3a://b/p", {"anon": True}, "s3://b/p", {"skip_signature": True}),
     ],
 )
-def test_other_clouds(url: str, options: dict[str, Any], expected_url: str, config: dict[str, Any], monkeypatch) -> None:
+def test_other_clouds(
+    url: str, options: dict[str, Any], expected_url: str, config: dict[str, Any], monkeypatch
+) -> None:
     """The options of gcsfs and adlfs are those of obstore by other names; there is no server of theirs to ask."""
     made: list[tuple[str, Any]] = []
     monkeypatch.setattr(module, "from_url", lambda url, *, config, **_: made.append((url, config)))
@@ -150,7 +158,7 @@ def test_other_clouds_take_what_they_are_given(url: str) -> None:
 
 def test_without_botocore_obstore_looks_by_itself(monkeypatch) -> None:
     """Where botocore is not installed, credentials come from where obstore finds them."""
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
 
     assert module._s3_config({"region": "r"}) == ({"region": "r"}, None)
 
@@ -188,7 +196,7 @@ class Failing:
 def test_a_write_that_waits_hears_of_the_failure(monkeypatch) -> None:
     """A writer that waits for its block to be taken is told when the upload fails, and does not wait for ever."""
     failing = Failing()
-    monkeypatch.setattr(module.obstore, "put", failing)  # a server cannot be made to fail in just that moment
+    monkeypatch.setattr(obstore, "put", failing)  # a server cannot be made to fail in just that moment
     upload = module._ObstoreUpload(None, "x")
     upload.write(memoryview(b"1"))
     upload.write(memoryview(b"2"))  # nothing takes them; there is room for two

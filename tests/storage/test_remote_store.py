@@ -1,5 +1,6 @@
 """Object stores through each client: faults that pass, errors that name, secrets that stay."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -17,7 +18,6 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from shardstream.errors import IntegrityError, StorageError
-from shardstream.storage import remote_store as module
 from shardstream.storage.cache import ShardCache
 from shardstream.storage.downloads import Downloads
 from shardstream.storage.remote_store import RemoteStore, said
@@ -103,7 +103,9 @@ class TestFaultsThatPass:
         """Promises 5 and 10: bytes that are wrong on their way are found by the shard's checksum, and fetched again."""
         proxy.rates = {"wrong": 0.3}
         for number in range(10):
-            downloads = Downloads(store, ShardCache(tmp_path / str(number), None), [entry_of(DATA, "object")], lambda: None)
+            downloads = Downloads(
+                store, ShardCache(tmp_path / str(number), None), [entry_of(DATA, "object")], lambda: None
+            )
             assert content(downloads.obtain(0)) == DATA
             downloads.close()
 
@@ -211,7 +213,9 @@ class TestConditionalPut:
     def lost_once(self, proxy) -> None:
         """The answer to the first request is lost, those to the next two are not."""
         seed = next(
-            seed for seed in range(99) if [random.Random(seed).random() < 0.5, *self.draws(seed)] == [True, False, False]
+            seed
+            for seed in range(99)
+            if [random.Random(seed).random() < 0.5, *self.draws(seed)] == [True, False, False]
         )
         proxy._random.seed(seed)
         proxy.rates = {"lost": 0.5}
@@ -358,7 +362,7 @@ def test_no_secret_leaves(client, moto_s3, fault_proxy, tmp_path: Path, caplog) 
             store.names,
         ):
             with pytest.raises(StorageError) as excinfo:
-                call()  # type: ignore[no-untyped-call]
+                call()
             texts += [str(excinfo.value), repr(excinfo.value), *traceback.format_exception(excinfo.value)]
 
     for thing in (store, store._client, store.traffic, store.public_options, cache, downloads, pin):
@@ -452,10 +456,8 @@ def test_what_an_error_says(error: Exception, text: str) -> None:
 
 def test_without_obstore_there_is_s3fs(s3, url, monkeypatch) -> None:
     """Where obstore is not installed, s3fs is taken."""
-    find_spec = module.importlib.util.find_spec
-    monkeypatch.setattr(
-        module.importlib.util, "find_spec", lambda name: None if name == "obstore" else find_spec(name)
-    )
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "obstore" else find_spec(name))
     store = RemoteStore(url, s3.storage_options)
 
     assert store.get("object", max_bytes=9) == DATA[:9]

@@ -37,7 +37,7 @@ def http_error(status: int) -> aiohttp.ClientResponseError:
 
 
 def obstore_error(text: str) -> GenericError:
-    return GenericError(OBSTORE + text)  # type: ignore[call-arg]  # its stub has no constructor
+    return GenericError(OBSTORE + text)
 
 
 FAULTS: list[tuple[BaseException, Fault]] = [

@@ -90,6 +90,16 @@ class TestEveryStore:
             assert file.read(stop - start) == data[start:stop]
             assert file.tell() == stop
 
+    def test_an_empty_range_is_empty(self, store: Store) -> None:
+        """No bytes are asked for, and none come."""
+        store.put("object", b"0123456789", overwrite=False)
+        arrived: list[bytes] = []
+
+        store.write_range("object", 3, 3, lambda _, data: arrived.append(bytes(data)))
+
+        assert bytes(store.get_range("object", 3, 3)) == b""
+        assert b"".join(arrived) == b""
+
     @pytest.mark.parametrize(("start", "stop"), [(5, 11), (10, 11), (20, 30)])
     def test_a_range_beyond_the_end(self, store: Store, start: int, stop: int) -> None:
         """A range that an object does not hold is an error that names it, never fewer bytes."""

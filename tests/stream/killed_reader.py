@@ -1,8 +1,9 @@
 """A reading job that is killed at a random instant, again and again. Run by test_killed_reader.py.
 
-Usage: killed_reader.py DATASET FOLDER NUM_KILLS
+Usage: killed_reader.py DATASET FOLDER NUM_KILLS [MAX_CACHE_BYTES]
 
-Two jobs at a time read one dataset, each from its own last state. Every restart must have its first batch within 5 s
+Two jobs at a time read one dataset, each from its own last state; with a bound, through one cache that does not hold it
+all, so that shards come and go while jobs are killed. Every restart must have its first batch within 5 s
 and go on where the last saved state stands; /dev/shm must stay as it was.
 """
 
@@ -19,10 +20,12 @@ import torch
 import shardstream
 
 
-def read(uri: str, folder: Path) -> None:
+def read(uri: str, folder: Path, max_cache_bytes: int | None) -> None:
     """Go on from the last state; save one after each batch, until killed."""
     started = time.monotonic()
-    stream = shardstream.BatchStream(shardstream.open(uri), batch_size=8, context_length=16, dp_rank=0, dp_world_size=1)
+    dataset = shardstream.open(uri, max_cache_bytes=max_cache_bytes)
+    order = {"order": "shuffle"} if max_cache_bytes is None else {"order": "block-shuffle", "buffer_blocks": 2}
+    stream = shardstream.BatchStream(dataset, batch_size=8, context_length=16, dp_rank=0, dp_world_size=1, **order)
     state = folder / "state.json"
     if state.exists():
         stream.load_state_dict(json.loads(state.read_text()))
@@ -50,6 +53,7 @@ def await_first(folder: Path, num_before: int) -> None:
 
 def main() -> None:
     uri, folder, num_kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    max_cache_bytes = int(sys.argv[4]) if len(sys.argv) > 4 else None
     torch.set_num_threads(1)
     shared_memory = sorted(os.listdir("/dev/shm"))  # noqa: PTH208
     before: dict[int, int] = {}
@@ -67,7 +71,7 @@ def main() -> None:
         children[job] = os.fork()
         if not children[job]:
             try:
-                read(uri, folder / str(job))
+                read(uri, folder / str(job), max_cache_bytes)
             finally:
                 os._exit(1)
     for job, child in children.items():

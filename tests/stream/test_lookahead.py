@@ -23,6 +23,8 @@ NUM_WINDOWS = 2**12
 class Recorder:
     """In place of a dataset: notes which positions were asked for."""
 
+    cache = None
+
     def __init__(self) -> None:
         self.asked = np.zeros(NUM_TOKENS, dtype=np.int32)
         self.num_calls = 0
