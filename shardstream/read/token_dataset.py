@@ -68,9 +68,9 @@ class ReadTraffic:
     """What reading a dataset took so far, in one process. All zero where it is read in place."""
 
     num_hits: int = 0
-    """Shards that were in the cache when they were needed first."""
+    """How often a shard that was needed was in the cache by then, also one that had just been downloaded ahead."""
     num_downloads: int = 0
-    """Shards that were not."""
+    """Shards that were downloaded into it, ahead or when they were needed."""
     num_evictions: int = 0
     """Shards that had to leave the cache for them."""
     num_requests: int = 0

@@ -17,7 +17,6 @@ import errno
 import fcntl
 import hashlib
 import logging
-import mmap
 import os
 import re
 import stat
@@ -92,7 +91,7 @@ class CacheCounts:
     """What one process made of the cache so far."""
 
     num_hits: int = 0
-    """Shards that were there when they were needed."""
+    """How often a shard that was needed was there."""
     num_downloads: int = 0
     num_evictions: int = 0
 
@@ -122,11 +121,12 @@ class Partial:
             offset += num_written
             data = data[num_written:]
 
-    def written(self, start: int, stop: int) -> memoryview:
-        """What was written to ``[start, stop)``, as it lies in the page cache."""
-        page = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        pages = mmap.mmap(self._descriptor, stop - page, offset=page, access=mmap.ACCESS_READ)
-        return memoryview(pages)[start - page :]
+    def blocks(self, start: int, stop: int) -> Iterator[memoryview]:
+        """What was written to ``[start, stop)``; each block is valid until the next is asked for."""
+        block = memoryview(bytearray(_HASH_BYTES))
+        while start < stop and (num_read := os.preadv(self._descriptor, [block[: stop - start]], start)):
+            yield block[:num_read]
+            start += num_read
 
     def finish(self) -> None:
         """Make what was written durable, and read-only."""

@@ -284,7 +284,7 @@ class Downloads:
 
         with contextlib.closing(self._in_order(get, 0, entry.num_bytes)) as ranges:
             for start, stop in ranges:
-                yield partial.written(start, stop)
+                yield from partial.blocks(start, stop)
 
     def _decompressed(self, entry: ShardEntry, partial: Partial) -> Generator[memoryview, None, None]:
         """A compressed shard's raw bytes in order, written on their way."""

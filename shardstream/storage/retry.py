@@ -30,6 +30,8 @@ _OBSTORE_NETWORK: Final = re.compile(
     r"HTTP error|error sending request|error decoding response body|request or response body error|timed out"
 )
 _XML_CODE: Final = re.compile(r"<Code>(\w+)</Code>")
+# S3's answer to two conditional puts at once: neither has won yet.
+_CONFLICTS: Final = {"ConditionalRequestConflict", "OperationAborted"}
 _EXPIRED: Final = re.compile(r"\b(ExpiredToken\w*|TokenRefreshRequired|RequestExpired)\b")
 _BOTOCORE_NETWORK: Final = {
     "ConnectionError",  # not Python's; refused, or not made in time
@@ -67,6 +69,8 @@ def fault_of(error: BaseException) -> Fault:
     if is_silent or _EXPIRED.search("\n".join([text, *codes])):
         return Fault.EXPIRED
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    if _CONFLICTS.intersection(codes):
+        return Fault.PASSING
     if status == 404 or "FileNotFoundError" in names:  # noqa: PLR2004
         return Fault.MISSING
     if status == 409 or status == 412 or names & {"FileExistsError", "AlreadyExistsError", "PreconditionError"}:  # noqa: PLR2004, PLR1714

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import S3Place
+
 BENCH = Path(__file__).parents[2] / "tools" / "bench"
 
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="the benchmarks come with the checkout, not with the wheel")
@@ -24,6 +26,27 @@ def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, BENCH / f"{name}.py", *options], capture_output=True, text=True, check=False, timeout=110
     )
+
+
+def check_quick_run(name: str, num_bars: int, folder: Path) -> None:
+    """A quick run succeeds, writes its figures with all that they depend on, and removes its data."""
+    (folder / "data").mkdir()
+
+    result = run(name, "--quick", "--json", str(folder / "figures.json"), "--dir", str(folder / "data"))
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("bar ") == num_bars
+    assert not any((folder / "data").iterdir())
+    content = json.loads((folder / "figures.json").read_bytes())
+    assert content["benchmark"] == name
+    assert content["quick"] is True
+    assert set(content["machine"]) == {"cpu", "cores", "memory_gib", "kernel", "filesystem"}
+    assert set(content["versions"]) == {"python", "numpy", "torch", "shardstream"}
+    assert content["date"].endswith("+00:00")
+    assert "git_commit" in content
+    assert content["setup"]
+    assert content["figures"]
+    assert len(content["bars"]) == num_bars
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +67,34 @@ def measure() -> Iterator[ModuleType]:
 @pytest.mark.parametrize(("name", "num_bars"), [("read", 6), ("write", 2), ("open", 2), ("stream", 11)])
 def test_a_quick_run_leaves_figures_and_nothing_else(name: str, num_bars: int, tmp_path: Path) -> None:
     """A quick run succeeds, writes its figures with all that they depend on, and removes its data."""
-    (tmp_path / "data").mkdir()
-
-    result = run(name, "--quick", "--json", str(tmp_path / "figures.json"), "--dir", str(tmp_path / "data"))
-
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("bar ") == num_bars
-    assert not any((tmp_path / "data").iterdir())
-    content = json.loads((tmp_path / "figures.json").read_bytes())
-    assert content["benchmark"] == name
-    assert content["quick"] is True
-    assert set(content["machine"]) == {"cpu", "cores", "memory_gib", "kernel", "filesystem"}
-    assert set(content["versions"]) == {"python", "numpy", "torch", "shardstream"}
-    assert content["date"].endswith("+00:00")
-    assert "git_commit" in content
-    assert content["setup"]
-    assert content["figures"]
-    assert len(content["bars"]) == num_bars
+    check_quick_run(name, num_bars, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["read", "write", "open"])
+@needs_linux
+def test_a_quick_run_against_an_s3(s3: S3Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same against the S3 of the environment, where no object stays either."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.server.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.server.secret)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", s3.server.region)
+
+    check_quick_run("remote", 7, tmp_path)
+
+    names = [bucket["Name"] for bucket in s3.client.list_buckets()["Buckets"]]
+    assert not [name for name in names if name.startswith("shardstream-bench-")]
+
+
+def test_a_benchmark_without_its_server_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an S3 in the environment, remote.py names the command that starts one."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+
+    result = run("remote", "--quick")
+
+    assert result.returncode == 1
+    assert 'eval "$(tools/s3_gateway up)" starts one' in result.stderr
+
+
+@pytest.mark.parametrize("name", ["read", "write", "open", "remote"])
 def test_help_says_what_is_measured(name: str) -> None:
     """``--help`` succeeds and names the options that all benchmarks share."""
     result = run(name, "--help")

@@ -122,7 +122,7 @@ class TestShards:
             for start, stop in pieces:
                 partial.write(start, memoryview(data)[start:stop])
             for start, stop in pieces:
-                assert partial.written(start, stop) == data[start:stop]
+                assert b"".join(map(bytes, partial.blocks(start, stop))) == data[start:stop]
 
         unbounded = ShardCache(cache.folder, None)
         assert content(unbounded.obtain(entry_of(data), fill)) == data

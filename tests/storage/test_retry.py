@@ -49,7 +49,9 @@ FAULTS: list[tuple[BaseException, Fault]] = [
     (botocore_error(401, "Unauthorized"), Fault.DENIED),
     (botocore_error(404, "NoSuchKey"), Fault.MISSING),
     (botocore_error(412, "PreconditionFailed"), Fault.EXISTS),
-    (botocore_error(409, "OperationAborted"), Fault.EXISTS),
+    (botocore_error(409, "BucketAlreadyExists"), Fault.EXISTS),
+    (botocore_error(409, "OperationAborted"), Fault.PASSING),
+    (botocore_error(409, "ConditionalRequestConflict"), Fault.PASSING),
     (botocore_error(400, "ExpiredToken"), Fault.EXPIRED),
     (botocore_error(403, "RequestExpired"), Fault.EXPIRED),
     (botocore_error(400, "400"), Fault.EXPIRED),  # a HEAD, whose answer has no body to say more

@@ -477,7 +477,7 @@ class TestErrors:
         stream.close()
         dataset.close()
 
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10  # 1 s where nothing else runs; the store stalls for longer
 
     def test_the_interpreter_exits_while_a_store_stalls(
         self, at_s3: S3Place, fault_proxy: StartProxy, user_of: Callable[[S3Place], None]
@@ -495,7 +495,7 @@ print(time.time(), flush=True)
 """
         done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
 
-        assert time.time() - float(done.stdout) < 2
+        assert time.time() - float(done.stdout) < 10  # 1.5 s where nothing else runs
         assert done.stderr == ""
 
     def test_no_thread_is_left(self, at_s3: S3Place, open_at: Open) -> None:
