@@ -299,6 +299,7 @@ class ShardCache:
             partial.finish()
             with self._locked():
                 pin = partial.commit()
+                self.counts.num_downloads += 1
         except OSError as error:
             partial.abort()
             if isinstance(error, StorageError):
@@ -307,7 +308,6 @@ class ShardCache:
         except BaseException:
             partial.abort()
             raise
-        self.counts.num_downloads += 1
         return pin
 
     def _reserve(self, entry: ShardEntry, kept: Collection[str], *, may_push_out_kept: bool) -> Partial:

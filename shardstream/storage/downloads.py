@@ -7,6 +7,7 @@ few ranges are all that is in memory, and one shard alone comes as fast as many.
 import contextlib
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import threading
@@ -35,6 +36,7 @@ _NUM_RANGES_AT_A_TIME: Final = 4
 _NUM_RANGES_AHEAD: Final = 8
 # Shards that are coming: while one is hashed to its end and another made durable, a third keeps the wire busy.
 _NUM_SHARDS_AT_A_TIME: Final = 3
+_AT_ONCE: Final = -1
 # A wrong checksum may be a fault of the way, or of one server of many.
 _NUM_TRIES: Final = 3
 
@@ -87,6 +89,7 @@ class Downloads:
         self._expected: weakref.WeakKeyDictionary[object, Expected] = weakref.WeakKeyDictionary()
         self._kept: set[str] = set()  # one for ever: a download that has begun looks at what is wanted by now
         self._in_use: dict[int, Pin | None] = {}
+        self._turns = itertools.count()  # the ranges of a shard whose download began sooner go first
         self._is_full = False  # a shard that is coming had no room; those that are needed later do not take it
         self._coming: dict[int, Future[None]] = {}
         self._pieces: dict[Piece, Future[memoryview]] = {}
@@ -224,7 +227,7 @@ class Downloads:
             self._check_unchanged()
             return data
 
-        return self._ranges.submit(read)
+        return self._ranges.submit(read, urgency=_AT_ONCE)
 
     def _bring_ahead(self, shard: int) -> None:
         """In a thread: bring a shard that is coming, and pin it if it is in use by then."""
@@ -241,15 +244,17 @@ class Downloads:
 
     def _bring(self, shard: int, *, is_urgent: bool) -> Pin:
         entry = self._entries[shard]
-        return self.cache.obtain(entry, lambda filled: self._fill(entry, filled), kept=self._kept, is_urgent=is_urgent)
+        urgency = _AT_ONCE if is_urgent else next(self._turns)
+        fill = functools.partial(self._fill, entry, urgency=urgency)
+        return self.cache.obtain(entry, fill, kept=self._kept, is_urgent=is_urgent)
 
-    def _fill(self, entry: ShardEntry, partial: Partial) -> None:
+    def _fill(self, entry: ShardEntry, partial: Partial, *, urgency: float) -> None:
         """Download a shard and check it."""
         num_tries = 0
         while True:
             num_tries += 1
             try:
-                self._fill_once(entry, partial)
+                self._fill_once(entry, partial, urgency)
             except IntegrityError as error:
                 if num_tries == _NUM_TRIES:
                     raise IntegrityError(
@@ -260,16 +265,16 @@ class Downloads:
             else:
                 return
 
-    def _fill_once(self, entry: ShardEntry, partial: Partial) -> None:
+    def _fill_once(self, entry: ShardEntry, partial: Partial, urgency: float) -> None:
         sha256 = hashlib.sha256()
-        blocks = self._decompressed(entry, partial) if entry.stored else self._raw(entry, partial)
+        blocks = (self._decompressed if entry.stored else self._raw)(entry, partial, urgency)
         with contextlib.closing(blocks):
             for block in blocks:
                 sha256.update(block)
         if sha256.hexdigest() != entry.sha256:
             raise IntegrityError(f"checksum is sha256 {sha256.hexdigest()}, the manifest says {entry.sha256}")
 
-    def _raw(self, entry: ShardEntry, partial: Partial) -> Generator[memoryview, None, None]:
+    def _raw(self, entry: ShardEntry, partial: Partial, urgency: float) -> Generator[memoryview, None, None]:
         """A raw shard's bytes in order. Ranges are written as they arrive, and read again out of the page cache."""
         name = _object_name(entry)
 
@@ -282,27 +287,28 @@ class Downloads:
             )
             return start, stop
 
-        with contextlib.closing(self._in_order(get, 0, entry.num_bytes)) as ranges:
+        with contextlib.closing(self._in_order(get, entry.num_bytes, urgency)) as ranges:
             for start, stop in ranges:
                 yield from partial.blocks(start, stop)
 
-    def _decompressed(self, entry: ShardEntry, partial: Partial) -> Generator[memoryview, None, None]:
+    def _decompressed(self, entry: ShardEntry, partial: Partial, urgency: float) -> Generator[memoryview, None, None]:
         """A compressed shard's raw bytes in order, written on their way."""
         name = _object_name(entry)
         get = functools.partial(self._store.get_range, name)
-        with contextlib.closing(self._in_order(get, 0, entry.file_bytes)) as bodies:
+        with contextlib.closing(self._in_order(get, entry.file_bytes, urgency)) as bodies:
             offset = 0
             for block in decompressed_blocks(_Reader(bodies).read, entry):
                 partial.write(offset, block)
                 offset += len(block)
                 yield block
 
-    def _in_order(self, get: Callable[[int, int], T], start: int, stop: int) -> Generator[T, None, None]:
+    def _in_order(self, get: Callable[[int, int], T], num_bytes: int, urgency: float) -> Generator[T, None, None]:
         """What ``get`` returns for range after range; it is called for some of them ahead, in threads."""
         pending: deque[Future[T]] = deque()
         try:
-            for first in range(start, stop, RANGE_BYTES):
-                pending.append(self._ranges.submit(functools.partial(get, first, min(first + RANGE_BYTES, stop))))
+            for start in range(0, num_bytes, RANGE_BYTES):
+                get_range = functools.partial(get, start, min(start + RANGE_BYTES, num_bytes))
+                pending.append(self._ranges.submit(get_range, urgency=urgency))
                 if len(pending) == _NUM_RANGES_AHEAD:
                     yield pending.popleft().result()
             while pending:

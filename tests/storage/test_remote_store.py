@@ -470,3 +470,20 @@ def test_the_client_of_a_store_is_made_when_it_is_needed(monkeypatch) -> None:
     options: dict[str, Any] = {"no": "such option"}
 
     assert RemoteStore("s3://bucket/x", options)._client is None
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_filesystem_that_sends_less_than_it_was_asked_for(monkeypatch, tmp_path: Path) -> None:
+    """A body that ends early without a word is a failure that passes: the next try brings it whole."""
+    store = RemoteStore(f"memory://{tmp_path}", {})
+    store.put("object", DATA, overwrite=False)
+    cat_file = MemoryFileSystem.cat_file
+    ends = [1000, 3000]
+
+    def cut_short(self, path: str, start: int, end: int) -> Any:
+        return cat_file(self, path, start=start, end=ends.pop() if ends else end)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cut_short)
+
+    assert store.get_range("object", 10, 4000) == DATA[10:4000]
+    assert store.traffic.num_retries == 2

@@ -31,6 +31,25 @@ def test_calls_are_made_in_order() -> None:
     workers.close()
 
 
+def test_the_most_urgent_call_goes_first() -> None:
+    """Of the calls that wait, the one of the smallest urgency is made first, and of equals the one submitted first."""
+    workers = Workers(1, "test")
+    go = threading.Event()
+    made: list[tuple[int, int]] = []
+    workers.submit(lambda: go.wait(WAIT_S), urgency=-9)
+    futures = [
+        workers.submit(functools.partial(made.append, (urgency, number)), urgency=urgency)
+        for number, urgency in enumerate([2, 0, 1, 0, -1, 2])
+    ]
+    go.set()
+    for future in futures:
+        future.result(WAIT_S)
+
+    assert made == sorted(made)
+    assert len(made) == 6
+    workers.close()
+
+
 def test_no_more_threads_than_told() -> None:
     """However much is submitted, so many calls run at a time, in threads of the given name that end with close()."""
     workers = Workers(3, "test-few")
