@@ -26,6 +26,7 @@ READ_BYTES: Final = 2**23
 _RANGE_NOT_SATISFIABLE: Final = 416
 # What may travel in a pickle: where, but not who. A secret must never leave the process.
 _PUBLIC_OPTIONS: Final = {"anon", "endpoint_url", "profile", "region"}
+_PUBLIC_CLIENT_KWARGS: Final = {"endpoint_url", "region_name"}
 
 # obstore's threads do not come along when a process forks, and it waits for them for ever.
 _obstore_pid: int | None = None
@@ -119,7 +120,11 @@ class RemoteStore:
     @property
     def public_options(self) -> dict[str, Any]:
         """The options that are no secret."""
-        return {name: value for name, value in self._options.items() if name in _PUBLIC_OPTIONS}
+        options = {name: value for name, value in self._options.items() if name in _PUBLIC_OPTIONS}
+        for_client = self._options.get("client_kwargs", {})
+        if places := {name: value for name, value in for_client.items() if name in _PUBLIC_CLIENT_KWARGS}:
+            options["client_kwargs"] = places
+        return options
 
     def get(self, name: str, *, max_bytes: int) -> bytes:
         return bytes(self.body(name, max_bytes=max_bytes).data)

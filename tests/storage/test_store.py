@@ -249,3 +249,20 @@ def test_a_scheme_that_nobody_knows_is_refused() -> None:
     """A URL of no known scheme is refused before anything is asked of it."""
     with pytest.raises(ValueError, match="nowhere"):
         store_of("nowhere://x")
+
+
+def test_what_says_where_is_no_secret() -> None:
+    """Endpoint, region and profile may travel in a pickle; who one is may not, nor what nobody knows."""
+    options = {
+        "key": "k",
+        "secret": "s",
+        "token": "t",
+        "profile": "p",
+        "client_kwargs": {"region_name": "r", "aws_session_token": "t"},
+        "config_kwargs": {"proxies": "x"},
+    }
+
+    store = store_of("s3://bucket/x", options)
+
+    assert store.public_options == {"profile": "p", "client_kwargs": {"region_name": "r"}}
+    assert store_of("s3://bucket/x", {"client_kwargs": {"aws_session_token": "t"}}).public_options == {}
