@@ -280,7 +280,8 @@ class TokenDataset:
         )
         # First, so that what is coming finds the room of what is let go.
         shards_in_use = self._downloads.let_go(owner, in_use=expected.in_use)
-        is_kept = range(len(self.manifest.shards)) if in_use is None else shards_in_use
+        keeps_all = in_use is None or self._downloads.cache.max_bytes is None  # then a map takes no room from anybody
+        is_kept = range(len(self.manifest.shards)) if keeps_all else shards_in_use
         self._shards.keep_only(is_kept, max_maps=max(1, max_open_maps() // _FILES_PER_CACHED_MAP))
         self._downloads.expect(owner, expected)
 

@@ -92,6 +92,8 @@ class Downloads:
         self._turns = itertools.count()  # the ranges of a shard whose download began sooner go first
         self._is_full = False  # a shard that is coming had no room; those that are needed later do not take it
         self._coming: dict[int, Future[None]] = {}
+        self._awaited: set[int] = set()  # in use, and not there yet
+        self._later: list[int] = []  # comes when they are
         self._pieces: dict[Piece, Future[memoryview]] = {}
 
     def _check_process(self) -> None:
@@ -107,11 +109,8 @@ class Downloads:
         """
         self._check_process()
         with self._lock:
-            is_pinned = self._in_use.get(shard) is not None
-            coming = None if is_pinned else self._coming.pop(shard, None)
-        # Pinned anew: somebody may have damaged or deleted it all the same.
-        if is_pinned and (pin := self.cache.pin(self._entries[shard])) is not None:
-            return pin
+            # One that is pinned is pinned anew: somebody may have damaged or deleted it all the same.
+            coming = None if self._in_use.get(shard) else self._coming.pop(shard, None)
         if coming is not None and not coming.cancel():  # cancelled: this thread is sooner than its turn
             # Not result(): it would tie the callers' frames, and with them the pins that they hold, to an error that
             # is tied to this frame, until the garbage collector comes by.
@@ -122,7 +121,11 @@ class Downloads:
                     raise error
                 finally:
                     del error
-        return self._bring(shard, is_urgent=True)
+        try:
+            return self._bring(shard, is_urgent=True)
+        finally:
+            with self._lock:
+                self._is_there(shard)
 
     def bring_all(self, shards: Sequence[int], arrived: Callable[[ShardEntry], object]) -> list[int]:
         """Bring shards into the cache, several at a time; wait until all are there.
@@ -167,11 +170,24 @@ class Downloads:
             self._kept.intersection_update(kept)
             for shard in [shard for shard in self._coming if shard not in wanted]:
                 self._coming.pop(shard).cancel()
-            for shard in wanted:
-                if self._in_use.get(shard) is None and not self._has_begun(shard):
-                    self._coming[shard] = self._shards.submit(functools.partial(self._bring_ahead, shard))
+            to_begin = [s for s in wanted if self._in_use.get(s) is None and not self._has_begun(s)]
+            # While somebody waits for what is in use, nothing else takes the wire from it, nor the processor.
+            self._awaited = {shard for shard in to_begin if shard in self._in_use}
+            self._later = [shard for shard in to_begin if self._awaited and shard not in self._in_use]
+            self._begin_downloads([shard for shard in to_begin if shard not in self._later])
             pieces = dict.fromkeys(piece for one in everyone for piece in one.pieces)
             self._pieces = {piece: self._pieces.get(piece) or self._asked_for(piece) for piece in pieces}
+
+    def _begin_downloads(self, shards: Sequence[int]) -> None:
+        for shard in shards:
+            self._coming[shard] = self._shards.submit(functools.partial(self._bring_ahead, shard))
+
+    def _is_there(self, shard: int) -> None:
+        """Begin with what comes later once nobody waits for a shard in use any more; the caller holds the lock."""
+        self._awaited.discard(shard)
+        if not self._awaited and self._later:
+            self._begin_downloads(self._later)
+            self._later = []
 
     def let_go(self, owner: object, *, in_use: Sequence[int]) -> frozenset[int]:
         """Give up the pins of shards that nobody needs once this is all that an owner uses.
@@ -233,14 +249,17 @@ class Downloads:
         """In a thread: bring a shard that is coming, and pin it if it is in use by then."""
         if self._is_full:
             raise NoRoomError("there is none for a shard that is needed sooner")
+        pin = None
         try:
             pin = self._bring(shard, is_urgent=False)
         except NoRoomError:
             self._is_full = True
             raise
-        with self._lock:
-            if shard in self._in_use:
-                self._in_use[shard] = pin
+        finally:
+            with self._lock:
+                if pin is not None and shard in self._in_use:
+                    self._in_use[shard] = pin
+                self._is_there(shard)
 
     def _bring(self, shard: int, *, is_urgent: bool) -> Pin:
         entry = self._entries[shard]

@@ -261,16 +261,28 @@ class TestExpect:
         assert {shard.is_pinned for shard in cache.shards()} == {False}
         assert content(downloads.obtain(2)) == SHARDS[2]
 
-    def test_a_shard_in_use_is_had_without_a_look_at_the_disk(self, cache: ShardCache, begin: Begin) -> None:
-        """Who obtains what is in use gets the pin that is held."""
+    def test_a_shard_that_came_ahead_is_a_hit(self, cache: ShardCache, begin: Begin) -> None:
+        """Who obtains what has been brought ahead finds it in the cache, each time."""
         downloads, owner = begin(), Owner()
         downloads.expect(owner, expected(in_use=[0]))
         while downloads._in_use[0] is None:
             threading.Event().wait(0.001)
-        num_hits = cache.counts.num_hits
+        assert cache.counts.num_hits == 0
 
-        assert content(downloads.obtain(0)) == SHARDS[0]
-        assert cache.counts.num_hits == num_hits
+        assert content(downloads.obtain(0)) == content(downloads.obtain(0)) == SHARDS[0]
+        assert (cache.counts.num_hits, cache.counts.num_downloads) == (2, 1)
+
+    def test_what_is_in_use_comes_before_all_else(self, store: GatedStore, cache: ShardCache, begin: Begin) -> None:
+        """As long as a shard in use is not there, no other download begins; then they do, in order."""
+        downloads, owner = begin(), Owner()
+        downloads.expect(owner, expected(in_use=[0], coming=[1, 2]))
+        assert downloads._later == [1, 2]
+        assert set(downloads._coming) == {0}
+
+        downloads.obtain(0)
+        await_downloads(cache, 3)
+
+        assert downloads._later == []
 
     def test_what_is_no_longer_expected_never_comes(self, store: GatedStore, cache: ShardCache, begin: Begin) -> None:
         """A shard whose turn has not come is forgotten when nobody expects it any more."""
@@ -387,16 +399,21 @@ class TestEnd:
 
     def test_close_lets_go_of_everything(self, cache: ShardCache, begin: Begin) -> None:
         """After close() nothing is pinned and no thread is left; what is asked for then begins anew."""
+        before = set(threading.enumerate())  # another test's, whose store stalls
         downloads, owner = begin(), Owner()
         downloads.expect(owner, expected(in_use=[0], coming=[1], pieces=[Piece(2, 0, 10)]))
         downloads.obtain(0)
         downloads.piece(2, 0, 10)
         await_downloads(cache, 2)
+        threads = set(threading.enumerate()) - before
 
         downloads.close()
+        for thread in threads:
+            thread.join(30)
 
         assert {shard.is_pinned for shard in cache.shards()} == {False}
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardstream-")]
+        assert threads
+        assert not any(thread.is_alive() for thread in threads)
         assert content(downloads.obtain(3)) == SHARDS[3]
 
     def test_close_ends_a_long_download(self, store: GatedStore, cache: ShardCache, begin: Begin, monkeypatch) -> None:
