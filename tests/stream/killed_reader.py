@@ -51,11 +51,19 @@ def await_first(folder: Path, num_before: int) -> None:
         time.sleep(0.001)
 
 
+def await_no_more_in(shared_memory: set[str]) -> None:
+    """Wait until nothing new is in /dev/shm: other programs' files go, what a killed job left would stay."""
+    deadline = time.monotonic() + 20
+    while added := set(os.listdir("/dev/shm")) - shared_memory:  # noqa: PTH208
+        assert time.monotonic() < deadline, added
+        time.sleep(0.1)
+
+
 def main() -> None:
     uri, folder, num_kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     max_cache_bytes = int(sys.argv[4]) if len(sys.argv) > 4 else None
     torch.set_num_threads(1)
-    shared_memory = sorted(os.listdir("/dev/shm"))  # noqa: PTH208
+    shared_memory = set(os.listdir("/dev/shm"))  # noqa: PTH208
     before: dict[int, int] = {}
     children: dict[int, int] = {}
     for kill in range(num_kills):
@@ -78,7 +86,7 @@ def main() -> None:
         await_first(folder / str(job), before[job])
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    assert sorted(os.listdir("/dev/shm")) == shared_memory  # noqa: PTH208
+    await_no_more_in(shared_memory)
 
     for job in children:
         firsts = [float(line) for line in (folder / str(job) / "first").read_text().split()]
