@@ -20,6 +20,7 @@ from shardstream.errors import IntegrityError
 from shardstream.format.manifest import ShardEntry
 from shardstream.format.zstd_shard import decompressed_blocks
 from shardstream.storage.cache import NoRoomError, Partial, Pin, ShardCache
+from shardstream.storage.remote_store import RANGE_BYTES
 from shardstream.storage.store import Store
 from shardstream.storage.workers import Workers
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _log = logging.getLogger("shardstream")
 
-RANGE_BYTES: Final = 2**23
 # Four connections fill a wire that one does not.
 _NUM_RANGES_AT_A_TIME: Final = 4
 # Ranges that are there, or on their way, before the one that is hashed next: as many again as are on their way.
@@ -172,9 +172,11 @@ class Downloads:
                 self._coming.pop(shard).cancel()
             to_begin = [s for s in wanted if self._in_use.get(s) is None and not self._has_begun(s)]
             # While somebody waits for what is in use, nothing else takes the wire from it, nor the processor.
-            self._awaited = {shard for shard in to_begin if shard in self._in_use}
-            self._later = [shard for shard in to_begin if self._awaited and shard not in self._in_use]
-            self._begin_downloads([shard for shard in to_begin if shard not in self._later])
+            first = [shard for shard in to_begin if shard in self._in_use]
+            self._awaited = set(first)
+            self._later = to_begin[len(first) :]  # what is in use stands in front
+            self._begin_downloads(first)
+            self._begin_later()
             pieces = dict.fromkeys(piece for one in everyone for piece in one.pieces)
             self._pieces = {piece: self._pieces.get(piece) or self._asked_for(piece) for piece in pieces}
 
@@ -185,7 +187,10 @@ class Downloads:
     def _is_there(self, shard: int) -> None:
         """Begin with what comes later once nobody waits for a shard in use any more; the caller holds the lock."""
         self._awaited.discard(shard)
-        if not self._awaited and self._later:
+        self._begin_later()
+
+    def _begin_later(self) -> None:
+        if not self._awaited:
             self._begin_downloads(self._later)
             self._later = []
 

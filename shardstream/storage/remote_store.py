@@ -22,7 +22,7 @@ _log = logging.getLogger("shardstream")
 
 _OBSTORE_SCHEMES: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 # Long enough that latency does not count, short enough that a few of them at a time spread over connections.
-READ_BYTES: Final = 2**23
+RANGE_BYTES: Final = 2**23
 _RANGE_NOT_SATISFIABLE: Final = 416
 # What may travel in a pickle: where, but not who. A secret must never leave the process.
 _PUBLIC_OPTIONS: Final = {"anon", "endpoint_url", "profile", "region"}
@@ -115,7 +115,7 @@ class RemoteStore:
         self._lock = threading.Lock()
         scheme = self.uri.partition("://")[0]
         if scheme not in _OBSTORE_SCHEMES:
-            self._new_client()  # nothing goes over the network, and a scheme that nobody knows is refused at once
+            self._client = self._new_client()  # without a request; a scheme that nobody knows is refused at once
 
     @property
     def public_options(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class RemoteStore:
         size = self.size(name)
         if size is None:
             raise StorageError(f"{self._where(name)}: cannot read: there is no such file")
-        return io.BufferedReader(_RangedFile(self, name, size), READ_BYTES)
+        return io.BufferedReader(_RangedFile(self, name, size), RANGE_BYTES)
 
     def size(self, name: str) -> int | None:
         try:

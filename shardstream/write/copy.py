@@ -22,6 +22,7 @@ from shardstream.errors import FormatError, IntegrityError, StorageError
 from shardstream.format.integrity import size_problem
 from shardstream.format.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardEntry
 from shardstream.storage.local_store import LocalStore
+from shardstream.storage.remote_store import RANGE_BYTES
 from shardstream.storage.store import Store, Upload, store_of
 from shardstream.write.journal import LOCK_NAME
 from shardstream.write.target import COPY_NAME, has_journal, target_names
@@ -30,7 +31,6 @@ _log = logging.getLogger("shardstream")
 
 # A few requests fill a wire that one does not; memory is some ranges for each.
 _NUM_SHARDS_AT_A_TIME: Final = 4
-_RANGE_BYTES: Final = 2**23
 # A wrong checksum may be a fault of the way, or of one server of many.
 _NUM_TRIES: Final = 3
 
@@ -186,10 +186,10 @@ class _Copying:
     def _fill(self, entry: ShardEntry, upload: Upload) -> None:
         sha256 = hashlib.sha256()
         num_skipped = entry.byte_offset  # a foreign header is no part of the tokens, and so of their checksum
-        for start in range(0, entry.file_bytes, _RANGE_BYTES):
+        for start in range(0, entry.file_bytes, RANGE_BYTES):
             if self._is_over.is_set():
                 raise StorageError(f"{self._target.uri}: the copy was given up")
-            stop = min(start + _RANGE_BYTES, entry.file_bytes)
+            stop = min(start + RANGE_BYTES, entry.file_bytes)
             data = self._source.get_range(entry.name, start, stop)
             sha256.update(data[max(0, num_skipped - start) :])
             upload.write(data)

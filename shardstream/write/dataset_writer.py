@@ -62,8 +62,8 @@ class DatasetWriter:
         tokenizer: Who made the ids: any of ``name``, ``sha256``, ``eos_id``, ``bos_id``, ``pad_id``.
         metadata: Anything that JSON can say, kept in the manifest.
         compression: None stores shards raw, so that a local reader can map them. ``"zstd"`` stores each as a zstd frame,
-            about a third of the size: for a dataset that travels, since a reader needs a cache to decompress it into.
-            It is the same dataset, with the same digest.
+            0.26 of the size for GPT-2's ids of Python source: for a dataset that travels, since a reader needs a cache
+            to decompress it into. It is the same dataset, with the same digest.
         allow_eos_in_documents: Accept ``eos_id`` inside a document; otherwise it is refused, since a reader could not
             tell it from the document's end.
         overwrite: Replace the dataset, or the crashed run, that stands at ``uri``. Only files that its manifest or its

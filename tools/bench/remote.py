@@ -32,7 +32,7 @@ from obstore.store import S3Store
 
 import shardstream
 from shardstream.storage import remote_store
-from shardstream.storage.downloads import RANGE_BYTES
+from shardstream.storage.remote_store import RANGE_BYTES
 
 
 class Size(NamedTuple):
