@@ -2,17 +2,15 @@
 
 import random
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import rich_click as click
 
 from shardstream import TokenDataset
-from shardstream.cli.look import look_at
+from shardstream.cli.look import look_at, trust_locations_option
 from shardstream.cli.program import Verb, examples, wrong_use
-from shardstream.cli.report import console_of, json_option, print_json, printable
-
-if TYPE_CHECKING:
-    from shardstream.ingest.tokenizers import Tokenizer
+from shardstream.cli.report import console_of, counted, json_option, print_json, printable
+from shardstream.ingest.tokenizers import Tokenizer, load_tokenizer
 
 _DEFAULT_LENGTH: Final = 64  # tokens: some lines of a terminal
 
@@ -33,42 +31,58 @@ _DEFAULT_LENGTH: Final = 64  # tokens: some lines of a terminal
     help=f"Tokens to show.  [default: {_DEFAULT_LENGTH}, or what there is]",
 )
 @click.option("--seed", type=int, metavar="N", help="Makes the random position the same again.")
-@click.option("--tokenizer", "tokenizer_path", metavar="FILE", help="A tokenizer.json, to show the tokens as text.")
+@click.option(
+    "--tokenizer",
+    "tokenizer_name",
+    metavar="T",
+    help="Shows the tokens as text: a tokenizer.json or another tokenizer's file, its folder, tiktoken:NAME, bytes, or a "
+    "name on the Hugging Face Hub.",
+)
+@trust_locations_option
 @json_option
 def peek(
-    uri: str, *, position: int | None, length: int | None, seed: int | None, tokenizer_path: str | None, as_json: bool
+    uri: str,
+    *,
+    position: int | None,
+    length: int | None,
+    seed: int | None,
+    tokenizer_name: str | None,
+    trust_locations: bool,
+    as_json: bool,
 ) -> None:
     """Show some tokens of a dataset, as ids and, with a tokenizer, as text.
 
     A look at random places tells more about a dataset than any figure: whether the text is whole, whether documents end
     where they should, whether the tokenizer is the right one. Behind a URL only the bytes of the window are read, and none
-    are kept; if the dataset is compressed, whole shards go into the cache.
+    are kept; if the dataset is compressed, whole shards go into the cache. Where side files tell, it is also shown what
+    the first token's document was made of.
     """
     with wrong_use():
-        tokenizer = _loaded(tokenizer_path) if tokenizer_path else None
-        dataset = look_at(uri)
+        tokenizer = load_tokenizer(tokenizer_name) if tokenizer_name else None
+        dataset = look_at(uri, trust_locations=trust_locations)
         window = _window(len(dataset), position, length, seed)
     tokens = dataset[window.start : window.stop].tolist()
+    has_sources = all(shard.documents for shard in dataset.manifest.shards)
+    document = dataset.document_at(window.start) if has_sources else None
     # What a vocabulary lacks cannot be decoded, and may not even be a small integer.
     decoded = tokenizer.decode([token for token in tokens if token < tokenizer.vocab_size]) if tokenizer else None
     notes = _notes(dataset, tokens, tokenizer) if tokenizer else []
     if as_json:
-        print_json({"position": window.start, "tokens": tokens, "text": decoded, "notes": notes})
+        found = document and {"start": document.start, "source": document.source, "key": document.key}
+        print_json({"position": window.start, "tokens": tokens, "text": decoded, "document": found, "notes": notes})
         return
     console = console_of(sys.stdout)
     console.print(f"tokens {window.start:,} to {window.stop - 1:,} of {len(dataset):,}", style="bold", soft_wrap=True)
+    if document is not None:
+        place = ", ".join(filter(None, (document.source, document.key))) or "a source without a name"
+        into = counted(window.start - document.start, "token")
+        console.print(f"from {printable(place)}, {into} into the document", soft_wrap=True)
     console.print(" ".join(map(str, tokens)), soft_wrap=not console.is_terminal)
     if decoded is not None:
         console.print("\nas text", style="bold")
         click.echo(printable(decoded, kept="\n\t"))
     for note in notes:
         console_of(sys.stderr).print(f"Note: {printable(note)}", style="yellow", soft_wrap=True)
-
-
-def _loaded(path: str) -> "Tokenizer":
-    from shardstream.ingest.tokenizers import Tokenizer  # noqa: PLC0415 - only who wants text needs tokenizers
-
-    return Tokenizer.load(path)
 
 
 def _window(num_tokens: int, position: int | None, length: int | None, seed: int | None) -> range:
@@ -87,7 +101,7 @@ def _window(num_tokens: int, position: int | None, length: int | None, seed: int
     return range(start, start + length)
 
 
-def _notes(dataset: TokenDataset, tokens: list[int], tokenizer: "Tokenizer") -> list[str]:
+def _notes(dataset: TokenDataset, tokens: list[int], tokenizer: Tokenizer) -> list[str]:
     """Why the text may not be what was written."""
     notes = []
     recorded = dataset.manifest.tokenizer.sha256 if dataset.manifest.tokenizer else None

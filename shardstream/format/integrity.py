@@ -60,10 +60,15 @@ class ShardTally:
 
 def size_problem(entry: ShardEntry, file_bytes: int) -> str | None:
     """What is wrong with a file of ``file_bytes`` bytes that should be this shard, or None."""
-    if file_bytes == entry.file_bytes:
+    return length_problem(file_bytes, entry.file_bytes)
+
+
+def length_problem(file_bytes: int, wanted: int) -> str | None:
+    """What is wrong with a file of ``file_bytes`` bytes where the manifest says another length, or None."""
+    if file_bytes == wanted:
         return None
-    adjective = "truncated" if file_bytes < entry.file_bytes else "too long"
-    return f"{adjective}: {file_bytes} bytes, the manifest says {entry.file_bytes}"
+    adjective = "truncated" if file_bytes < wanted else "too long"
+    return f"{adjective}: {file_bytes} bytes, the manifest says {wanted}"
 
 
 def content_problem(manifest: Manifest, entry: ShardEntry, file: BinaryIO) -> str | None:
@@ -75,7 +80,7 @@ def content_problem(manifest: Manifest, entry: ShardEntry, file: BinaryIO) -> st
         file: The shard, open at offset 0. Bounded memory: it is read in blocks.
     """
     tally = ShardTally(manifest.eos_id)
-    blocks = decompressed_blocks(file.read, entry) if entry.stored else _raw_blocks(file, entry)
+    blocks = decompressed_blocks(file.read, entry) if entry.stored else raw_blocks(file, entry)
     try:
         for block in blocks:
             tokens = np.frombuffer(block, dtype=manifest.dtype)
@@ -86,8 +91,12 @@ def content_problem(manifest: Manifest, entry: ShardEntry, file: BinaryIO) -> st
     return _entry_problem(manifest, entry, tally.entry(entry.name))
 
 
-def _raw_blocks(file: BinaryIO, entry: ShardEntry) -> Iterator[memoryview]:
-    """The bytes of a raw shard's tokens; each block is valid until the next is asked for."""
+def raw_blocks(file: BinaryIO, entry: ShardEntry) -> Iterator[memoryview]:
+    """The bytes of a raw shard's tokens; each block is valid until the next is asked for.
+
+    Raises:
+        IntegrityError: The file ends before the last token, or goes on after it.
+    """
     file.seek(entry.byte_offset)
     block = bytearray(_READ_BYTES)
     num_unread = entry.num_bytes

@@ -33,6 +33,7 @@ _INT64_MAX: Final = 2**63 - 1
 _COMPONENT = r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,254}"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _MAX_NAME_LENGTH: Final = 1024
+_SHARD_SUFFIX: Final = re.compile(r"\.bin(\.zst)?\Z")
 _HEX_SHA256 = r"^[0-9a-f]{64}\Z"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_INT64_MAX)]
@@ -79,6 +80,17 @@ class StoredBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Checksum of the stored object; the entry's own ``sha256`` is that of the raw bytes."""
 
 
+class SideFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The Parquet file beside a shard that lists the documents which start in it; see side_file.py."""
+
+    num_documents: Count
+    """Its rows."""
+    num_bytes: PositiveCount
+    """Size of the file, in bytes."""
+    sha256: Sha256
+    """Checksum of the file."""
+
+
 class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One row of the manifest: one file of tokens."""
 
@@ -98,6 +110,12 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     location: Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")] | None = None
     """Path or URL of an adopted file; readers follow it only when told to trust it."""
     stored: StoredBytes | None = None
+    documents: SideFile | None = None
+
+    @property
+    def documents_name(self) -> str:
+        """Name of the side file, which is derived from that of the shard."""
+        return f"{_SHARD_SUFFIX.sub('', self.name)}.documents.parquet"
 
     @property
     def file_bytes(self) -> int:
@@ -343,9 +361,11 @@ def _check(manifest: Manifest) -> None:
             raise FormatError(f"shard {shard.name!r}: num_eos is {shard.num_eos}, but tokenizer.eos_id is absent")
         if problem := _row_problem(shard, itemsize, vocab_size, shard_tokens):
             raise FormatError(f"shard {shard.name!r}: {problem}")
-        if shard.name in names:
-            raise FormatError(f"shard {shard.name!r} is listed twice; names must be unique")
-        names.add(shard.name)
+        for name in (shard.name, shard.documents_name) if shard.documents else (shard.name,):
+            if name in names:
+                what = "shard" if name == shard.name else "side file"
+                raise FormatError(f"{what} {name!r} is listed twice; names must be unique")
+            names.add(name)
 
 
 def _row_problem(shard: ShardEntry, itemsize: int, vocab_size: int, shard_tokens: int) -> str | None:
@@ -360,12 +380,21 @@ def _row_problem(shard: ShardEntry, itemsize: int, vocab_size: int, shard_tokens
         return f"min_token {shard.min_token} is above max_token {shard.max_token}"
     if shard.num_eos is not None and shard.num_eos > shard.num_tokens:
         return f"num_eos is {shard.num_eos}, more than its {shard.num_tokens} tokens"
+    if shard.documents is not None and shard.documents.num_documents > shard.num_tokens:
+        return f"documents.num_documents is {shard.documents.num_documents}, more than its {shard.num_tokens} tokens"
     return _place_problem(shard, itemsize)
 
 
 def _place_problem(shard: ShardEntry, itemsize: int) -> str | None:
     if shard.byte_offset and (shard.byte_offset % itemsize or shard.stored):
         return f"byte_offset is {shard.byte_offset}; wanted a multiple of {itemsize}, and none in a compressed shard"
-    if len(shard.name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(shard.name) or shard.name.casefold() == MANIFEST_NAME:
+    if is_bad_name(shard.name):
         return "not a plain relative name; wanted letters, digits and _ . = - between slashes, and no leading dot"
+    if shard.documents is not None and is_bad_name(shard.documents_name):
+        return "its name leaves no room for that of its side file; wanted a shorter one"
     return None
+
+
+def is_bad_name(name: str) -> bool:
+    """Whether no shard may be called so: the name is no plain relative path, or is the manifest's."""
+    return len(name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(name) or name.casefold() == MANIFEST_NAME

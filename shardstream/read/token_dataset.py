@@ -19,6 +19,8 @@ from shardstream.format.integrity import content_problem, size_problem
 from shardstream.format.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardEntry
 from shardstream.read.mapped_shards import MappedShards, Tokens, max_open_maps
 from shardstream.read.ranged_shards import RangedShards
+from shardstream.read.side_files import SideFiles, SourceDocument
+from shardstream.read.wanted_tokenizer import WantedTokenizer, check_tokenizer
 from shardstream.storage.cache import CacheCounts, ShardCache, check_bound
 from shardstream.storage.downloads import Downloads, Expected, Piece
 from shardstream.storage.local_store import LocalStore
@@ -106,6 +108,7 @@ class TokenDataset:
         lengths = np.array([shard.num_tokens for shard in manifest.shards], dtype=np.int64)
         self._bounds = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         self._num_tokens = manifest.num_tokens
+        self._side_files = SideFiles(store, manifest, self._bounds, follow_links=trust_locations)
         self._downloads: Downloads | None = None
         self._shards: MappedShards | RangedShards
         # No method of self among the arguments: the cycle would keep the maps until the garbage collector comes by.
@@ -172,11 +175,32 @@ class TokenDataset:
                 f"a dataset is indexed by a position or a slice, got {type(key).__name__}; for many windows at once "
                 "use windows(starts, length)"
             ) from error
-        if not -self._num_tokens <= position < self._num_tokens:
-            raise IndexError(f"position {position} is not in the dataset's {self._num_tokens} tokens")
-        position %= self._num_tokens
+        position = self._position_of(position)
         token: np.unsignedinteger[Any] = self._shards.read(range(position, position + 1))[0]
         return token
+
+    def _position_of(self, position: int) -> int:
+        """Counted from the start, where NumPy would count from the end."""
+        if not -self._num_tokens <= position < self._num_tokens:
+            raise IndexError(f"position {position} is not in the dataset's {self._num_tokens} tokens")
+        return position % self._num_tokens
+
+    def document_at(self, position: int) -> SourceDocument:
+        """Look back from a token to the document that it belongs to, and where that comes from.
+
+        It reads the side file of the token's shard, or of the one in which the document starts; the last few stay in
+        memory.
+
+        Args:
+            position: Of any token of the document, the ``eos_id`` after it included; below 0 counted from the end.
+
+        Raises:
+            IndexError: The position is not in the dataset.
+            FormatError: The dataset was written without side files, or one is not what it has to be.
+            IntegrityError: A side file is not the one that the manifest describes.
+            StorageError: It cannot be read.
+        """
+        return self._side_files.document_at(self._position_of(operator.index(position)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001 - NumPy's protocol
         """All tokens as one array in memory; without this NumPy would ask for them one by one."""
@@ -337,6 +361,8 @@ class TokenDataset:
     ) -> VerifyReport:
         """Read every shard and compare it with the manifest: size, checksum, range of ids, number of eos ids.
 
+        Of side files size and checksum are compared.
+
         Args:
             num_threads: Shards read at a time; as many as there are processors if None. Memory is a MiB for each.
             progress: Called after each shard with its entry, from any of the threads.
@@ -348,6 +374,8 @@ class TokenDataset:
         def problem_of(entry: ShardEntry) -> str | None:
             try:
                 problem = self._problem_of(entry)
+                if problem is None and entry.documents is not None:
+                    problem = self._side_files.problem_of(entry, entry.documents)
             except (StorageError, FormatError, IntegrityError) as error:
                 problem = str(error)
             if progress is not None:
@@ -415,6 +443,7 @@ def open_dataset(
     max_cache_bytes: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     trust_locations: bool = False,
+    tokenizer: WantedTokenizer | None = None,
 ) -> TokenDataset:
     """Open a dataset for reading. The manifest is read and checked whole; no shard is touched.
 
@@ -431,11 +460,14 @@ def open_dataset(
             ``anon`` ... for S3); credentials are better left to the environment.
         trust_locations: Follow the manifest to files outside its folder, and follow links. Only for datasets that you
             made yourself by adopting files: a stranger's manifest could name any file.
+        tokenizer: The tokenizer that must have made the dataset: its sha256, a mapping of any of ``name``, ``sha256``,
+            ``eos_id``, ``bos_id``, ``pad_id``, or an object with these attributes. None for any.
 
     Raises:
         ValueError: The bound is below the largest shard, or the options do not go together.
         StorageError: There is no manifest, or it cannot be read.
-        FormatError: It breaks the specification, or asks for more trust than it was given.
+        FormatError: It breaks the specification, asks for more trust than it was given, or does not say that ``tokenizer``
+            made the dataset.
     """
     store = store_of(uri, storage_options)
     version = None
@@ -451,6 +483,8 @@ def open_dataset(
             f"{error}; a dataset is a folder or URL with a {MANIFEST_NAME}, which its writer adds last"
         ) from error
     manifest = Manifest.parse(data, source=f"{store.uri}/{MANIFEST_NAME}")
+    if tokenizer is not None:
+        check_tokenizer(store.uri, manifest.tokenizer, tokenizer)
     for shard in manifest.shards:
         if shard.location is not None and not trust_locations:
             raise FormatError(

@@ -1,7 +1,7 @@
 """A dataset in one place -> the same dataset in another, byte for byte.
 
-Shards are copied as they are stored, several at a time, and each becomes durable only after its checksum was right. The
-manifest comes last, so there is no copy or a whole one.
+Shards, and the side files beside them, are copied as they are stored, several at a time, and each becomes durable only
+after its checksum was right. The manifest comes last, so there is no copy or a whole one.
 
 What makes a copy resumable is the source's manifest itself: it is put at ``journal/copy.json`` before the first shard,
 into a place that was empty. No store shows an object before it is whole, and no shard is committed before it is checked;
@@ -16,10 +16,10 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shardstream.errors import FormatError, IntegrityError, StorageError
-from shardstream.format.integrity import size_problem
+from shardstream.format.integrity import length_problem
 from shardstream.format.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardEntry
 from shardstream.storage.local_store import LocalStore
 from shardstream.storage.remote_store import RANGE_BYTES
@@ -55,11 +55,11 @@ def copy(
         storage_options: Passed to the fsspec filesystem, of ``src`` and of ``dst``.
         dst_storage_options: Those of ``dst``, where they are others.
         num_threads: Shards copied at a time; 4 if None. Memory is some ranges of 8 MiB for each, whatever their size.
-        progress: Called with the stored bytes that have been copied, or found to be there, since the last call, from any
-            of the threads; with a negative number where a shard begins again.
+        progress: Called with the stored bytes of shards that have been copied, or found to be there, since the last call,
+            from any of the threads; with a negative number where a shard begins again.
 
     Returns:
-        The rows of the shards that were copied, in order; the others were there.
+        The rows of the shards that were copied, or their side files, in order; the others were there.
 
     Raises:
         FormatError: The manifest breaks the specification, or lists files that cannot be copied: adopted ones, or ones
@@ -151,14 +151,21 @@ class _Copying:
         return tuple(entry for entry, future in zip(manifest.shards, futures, strict=True) if future.result())
 
     def _ensure(self, entry: ShardEntry) -> bool:
-        """See that a shard is in the target; whether it had to be copied."""
-        if entry.name in self._names and self._target.size(entry.name) == entry.file_bytes:
-            self._progress(entry.file_bytes)
+        """See that a shard is in the target, and its side file; whether one of them had to be copied."""
+        is_copied = self._ensure_file(_shard_file(entry), self._progress)
+        if entry.documents is not None:
+            file = _File(entry.documents_name, entry.documents.num_bytes, entry.documents.sha256)
+            is_copied |= self._ensure_file(file, _nobody)
+        return is_copied
+
+    def _ensure_file(self, file: "_File", progress: Callable[[int], object]) -> bool:
+        if file.name in self._names and self._target.size(file.name) == file.num_bytes:
+            progress(file.num_bytes)
             return False
-        self._check_place(entry)
+        self._check_place(file)
         for num_left in reversed(range(_NUM_TRIES)):  # pragma: no branch - the last try ends it
             try:
-                self._copy(entry)
+                self._copy(file, progress)
                 break
             except IntegrityError as error:
                 if num_left == 0:
@@ -166,40 +173,52 @@ class _Copying:
                 _log.warning("%s; copying it again", error)
         return True
 
-    def _check_place(self, entry: ShardEntry) -> None:
-        """Read no shard that is missing, is of another size, or is a link to somewhere else."""
+    def _check_place(self, file: "_File") -> None:
+        """Read no file that is missing, is of another size, or is a link to somewhere else."""
         if isinstance(self._source, LocalStore):
-            self._source.path(entry.name, follow_links=False)
-        size = self._source.size(entry.name)
-        if problem := "missing" if size is None else size_problem(entry, size):
-            raise IntegrityError(f"{self._source.uri}/{entry.name}: {problem}")
+            self._source.path(file.name, follow_links=False)
+        size = self._source.size(file.name)
+        if problem := "missing" if size is None else length_problem(size, file.num_bytes):
+            raise IntegrityError(f"{self._source.uri}/{file.name}: {problem}")
 
-    def _copy(self, entry: ShardEntry) -> None:
-        upload = self._target.create(entry.name)
+    def _copy(self, file: "_File", progress: Callable[[int], object]) -> None:
+        upload = self._target.create(file.name)
         try:
-            self._fill(entry, upload)
+            self._fill(file, upload, progress)
             upload.commit()
         except BaseException:
             upload.abort()
             raise
 
-    def _fill(self, entry: ShardEntry, upload: Upload) -> None:
+    def _fill(self, file: "_File", upload: Upload, progress: Callable[[int], object]) -> None:
         sha256 = hashlib.sha256()
-        num_skipped = entry.byte_offset  # a foreign header is no part of the tokens, and so of their checksum
-        for start in range(0, entry.file_bytes, RANGE_BYTES):
+        for start in range(0, file.num_bytes, RANGE_BYTES):
             if self._is_over.is_set():
                 raise StorageError(f"{self._target.uri}: the copy was given up")
-            stop = min(start + RANGE_BYTES, entry.file_bytes)
-            data = self._source.get_range(entry.name, start, stop)
-            sha256.update(data[max(0, num_skipped - start) :])
+            stop = min(start + RANGE_BYTES, file.num_bytes)
+            data = self._source.get_range(file.name, start, stop)
+            sha256.update(data[max(0, file.header_bytes - start) :])
             upload.write(data)
-            self._progress(len(data))
-        if sha256.hexdigest() != _checksum_of(entry):
-            self._progress(-entry.file_bytes)
+            progress(len(data))
+        if sha256.hexdigest() != file.sha256:
+            progress(-file.num_bytes)
             raise IntegrityError(
-                f"{self._source.uri}/{entry.name}: checksum is sha256 {sha256.hexdigest()}, the manifest says "
-                f"{_checksum_of(entry)}"
+                f"{self._source.uri}/{file.name}: checksum is sha256 {sha256.hexdigest()}, the manifest says {file.sha256}"
             )
+
+
+class _File(NamedTuple):
+    """What is copied: a shard or a side file."""
+
+    name: str
+    num_bytes: int
+    sha256: str | None
+    header_bytes: int = 0
+    """A foreign header is no part of the tokens, and so of their checksum."""
+
+
+def _shard_file(entry: ShardEntry) -> _File:
+    return _File(entry.name, entry.file_bytes, _checksum_of(entry), entry.byte_offset)
 
 
 def _checksum_of(entry: ShardEntry) -> str | None:

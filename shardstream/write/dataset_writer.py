@@ -9,7 +9,7 @@ import contextlib
 import json
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from shardstream.errors import ResumeError, StorageError
 from shardstream.format.manifest import MANIFEST_NAME, Manifest, ShardEntry, TokenizerIdentity, dtype_of_vocab
 from shardstream.storage.store import store_of
-from shardstream.write.journal import LOCK_NAME, Journal, JournalHead, Progress, checksum_of_tokens
+from shardstream.write.document_progress import DocumentProgress
+from shardstream.write.journal import LOCK_NAME, Journal, JournalHead, Progress
 from shardstream.write.shard_sequence import ShardSequence
 from shardstream.write.shard_writer import Block
 from shardstream.write.target import (
@@ -66,6 +67,9 @@ class DatasetWriter:
             to decompress it into. It is the same dataset, with the same digest.
         allow_eos_in_documents: Accept ``eos_id`` inside a document; otherwise it is refused, since a reader could not
             tell it from the document's end.
+        side_files: Put a Parquet file beside each shard that lists the documents which start in it, with their source
+            and key, so that one can look back from a token to where it came from. Then all tokens have to be sent with
+            :meth:`append_document`.
         overwrite: Replace the dataset, or the crashed run, that stands at ``uri``. Only files that its manifest or its
             journal lists are deleted, and they are deleted at once.
         resume: Go on after a crash. :attr:`num_tokens` and :attr:`num_documents` then say how much is safe: send
@@ -91,6 +95,7 @@ class DatasetWriter:
         metadata: Mapping[str, Any] | None = None,
         compression: Compression | None = None,
         allow_eos_in_documents: bool = False,
+        side_files: bool = False,
         overwrite: bool = False,
         resume: bool = False,
         storage_options: Mapping[str, Any] | None = None,
@@ -105,11 +110,13 @@ class DatasetWriter:
         self._compression = compression
         if compression not in _COMPRESSIONS:
             raise ValueError(f"compression is {compression!r}; wanted {' or '.join(map(repr, _COMPRESSIONS))}")
-        self._tokenizer = _tokenizer_identity(tokenizer, eos_id, self._vocab_size)
+        self._tokenizer = tokenizer_identity(tokenizer, eos_id, self._vocab_size)
         self._eos_id = self._tokenizer.eos_id if self._tokenizer else None
-        self._metadata = dict(metadata or {})
-        json.dumps(self._metadata, allow_nan=False, sort_keys=True)  # refuse now, not after the last token
+        self.metadata: Final = dict(metadata or {})
+        """What the manifest will keep; more may be added until :meth:`close`."""
+        json.dumps(self.metadata, allow_nan=False, sort_keys=True)  # refuse now, not after the last token
         self._allow_eos_in_documents = allow_eos_in_documents
+        self._side_files = side_files
 
         self._store = store_of(uri, storage_options)
         self._journal = Journal(self._store)
@@ -129,6 +136,7 @@ class DatasetWriter:
             shard_tokens=self._shard_tokens,
             eos_id=self._eos_id,
             compression=self._compression,
+            side_files=self._side_files,
             entries=entries,
             record=self._journal.record,
         )
@@ -168,11 +176,16 @@ class DatasetWriter:
 
         Raises:
             TypeError: Not integers.
-            ValueError: An id outside ``[0, vocab_size)``, or more than one dimension; the message names the position.
+            ValueError: An id outside ``[0, vocab_size)``, or more than one dimension; the message names the position. Or
+                the writer makes side files, which know documents alone.
             StorageError: The shards cannot be written.
             ResumeError: The run being resumed stopped inside a document; send it again with :meth:`append_document`.
         """
         self._check_usable()
+        if self._side_files:
+            raise ValueError(
+                "side files list documents, and append() begins none; send all tokens by append_document()"
+            )
         if self._resumed.document_tokens:
             raise ResumeError(
                 f"{self._resumed.document_tokens} tokens of document {self._num_documents} are durable; "
@@ -187,11 +200,15 @@ class DatasetWriter:
         for piece, (low, high) in zip(pieces, ranges, strict=True):
             self._write(piece, low, high, lambda _: Progress(num_documents=self._num_documents))
 
-    def append_document(self, tokens: object) -> None:
+    def append_document(self, tokens: object, *, source: str = "", key: str = "") -> None:
         """Continue the token stream with a document and ``eos_id`` after it.
 
         Args:
             tokens: The document's ids without the final ``eos_id``, as for :meth:`append`; lists of lists are refused.
+                Or an iterator of such pieces, for a document longer than memory: each is checked and written before the
+                next is asked for. So a refused piece, or an exception of the iterator, comes too late to undo the pieces
+                before it: the writer then publishes nothing, and ``resume=True`` goes on from what is durable.
+            source, key: Where the document comes from, such as a path and a line of that file. Only side files keep it.
 
         Raises:
             TypeError: Not integers.
@@ -202,14 +219,17 @@ class DatasetWriter:
         self._check_usable()
         if self._eos_id is None:
             raise ValueError("append_document() needs an eos_id to end the document with; give one to DatasetWriter")
-        start = self._num_tokens - self._resumed.document_tokens
-        pieces = list(token_arrays(tokens, start, flatten=False))
-        document, low, high = self._document_of(pieces, start, self._eos_id)
-        num_durable = self._resumed.document_tokens
-        if num_durable:
-            self._resumed.check_document(document, self._dtype)
-            low, high = int(document[num_durable:].min()), int(document[num_durable:].max())
-        self._write(document[num_durable:], low, high, lambda n: self._progress_in(document, num_durable + n))
+        document = DocumentProgress(self._num_documents, self._resumed, source=source, key=key)
+        if isinstance(tokens, Iterator):
+            try:
+                for piece in tokens:
+                    self._write_piece(document, piece, self._eos_id, is_last=False)
+                self._write_piece(document, (), self._eos_id, is_last=True)
+            except BaseException as error:
+                self._failure = error
+                raise
+        else:
+            self._write_piece(document, tokens, self._eos_id, is_last=True)
         self._resumed = Progress()
         self._num_documents += 1
 
@@ -259,6 +279,7 @@ class DatasetWriter:
             shard_tokens=self._shard_tokens,
             tokenizer=self._tokenizer,
             compression=self._compression,
+            side_files=self._side_files,
         )
         if resume and MANIFEST_NAME in names:
             return self._accept_complete(head)
@@ -277,7 +298,9 @@ class DatasetWriter:
     def _accept_complete(self, head: JournalHead) -> list[ShardEntry]:
         manifest = read_manifest(self._store)
         found = [(field, getattr(manifest, field)) for field in ("vocab_size", "shard_tokens", "tokenizer")]
-        found += [("compression", shard.stored.codec if shard.stored else None) for shard in manifest.shards]
+        for shard in manifest.shards:
+            found.append(("compression", shard.stored.codec if shard.stored else None))
+            found.append(("side_files", shard.documents is not None))
         for field, before in found:
             if before != (now := getattr(head, field)):
                 raise ResumeError(f"{self.uri}: the dataset is complete, with {field} {before!r}, not {now!r}")
@@ -317,34 +340,46 @@ class DatasetWriter:
             f"(vocab_size is {self._vocab_size})"
         )
 
-    def _document_of(self, pieces: list[_Integers], start: int, eos_id: int) -> tuple[Block, int, int]:
-        """One array in the stored dtype, the ids, checked, and ``eos_id`` after them; and its lowest and highest id."""
-        low = high = eos_id
-        document = np.empty(sum(map(len, pieces)) + 1, dtype=self._dtype)
-        fill = 0
+    def _write_piece(self, document: DocumentProgress, tokens: object, eos_id: int, *, is_last: bool) -> None:
+        """Write tokens of a document, all of them or none; after the last, ``eos_id``."""
+        ids, low, high = self._checked_piece(tokens, self._num_tokens - document.num_durable, eos_id, is_last=is_last)
+        if document.num_durable:
+            ids = document.drop_durable(ids, is_last=is_last)
+            low, high = self._range_of(ids, self._num_tokens)
+        if not document.is_begun:
+            self._shards.begin_document(document.source, document.key)
+            document.is_begun = True
+        self._write(ids, low, high, lambda n: document.progress_at(ids, n, is_last=is_last))
+        if not is_last:
+            document.end_piece(ids)
+
+    def _checked_piece(self, tokens: object, start: int, eos_id: int, *, is_last: bool) -> tuple[Block, int, int]:
+        """Tokens of a document in the stored dtype, with ``eos_id`` after the last; their lowest and their highest."""
+        pieces = list(token_arrays(tokens, start, flatten=False))
+        ids = np.empty(sum(map(len, pieces)) + is_last, dtype=self._dtype)
+        low, high, fill = self._vocab_size, 0, 0
         for piece in pieces:
             if len(piece):
                 piece_low, piece_high = self._range_of(piece, start + fill)
                 low, high = min(low, piece_low), max(high, piece_high)
-            document[fill : fill + len(piece)] = piece
-            fill += len(piece)
-        document[fill] = eos_id
-        if not self._allow_eos_in_documents and (index := int(np.argmax(document == eos_id))) < fill:
-            raise ValueError(
-                f"token at position {start + index} is eos_id {eos_id}, inside document {self._num_documents}; leave it "
-                "out, since append_document() ends the document itself, or pass allow_eos_in_documents=True"
-            )
-        return document, low, high
+                ids[fill : fill + len(piece)] = piece
+                fill += len(piece)
+        # An eos_id that is the first or the last of the vocabulary lies outside the range of most documents.
+        if low <= eos_id <= high and not self._allow_eos_in_documents:
+            self._check_no_eos(ids[:fill], start, eos_id)
+        if is_last:
+            ids[fill] = eos_id
+            low, high = min(low, eos_id), max(high, eos_id)
+        return ids, low, high
 
-    def _progress_in(self, document: Block, num_written: int) -> Progress:
-        """Where the stream stands after the first ``num_written`` tokens of a document."""
-        if num_written == len(document):
-            return Progress(num_documents=self._num_documents + 1)
-        return Progress(
-            num_documents=self._num_documents,
-            document_tokens=num_written,
-            document_sha256=checksum_of_tokens(document[:num_written], self._dtype),
-        )
+    def _check_no_eos(self, ids: Block, start: int, eos_id: int) -> None:
+        is_eos = ids == eos_id
+        if is_eos.any():
+            raise ValueError(
+                f"token at position {start + int(is_eos.argmax())} is eos_id {eos_id}, inside document "
+                f"{self._num_documents}; leave it out, since append_document() ends the document itself, or pass "
+                "allow_eos_in_documents=True"
+            )
 
     def _write(self, tokens: _Integers, low: int, high: int, progress_at: Callable[[int], Progress]) -> None:
         try:
@@ -366,7 +401,7 @@ class DatasetWriter:
                 num_documents=self._num_documents,
                 tokenizer=self._tokenizer,
                 creator=creator(),
-                metadata=self._metadata,
+                metadata=self.metadata,
             )
             publish_manifest(self._store, manifest, overwrite=False)
         self._journal.remove()
@@ -387,9 +422,19 @@ def creator() -> str:
     return f"shardstream {version('shardstream')}"
 
 
-def _tokenizer_identity(
+def tokenizer_identity(
     tokenizer: Mapping[str, Any] | None, eos_id: int | None, vocab_size: int
 ) -> TokenizerIdentity | None:
+    """What a manifest says of a tokenizer; None where nothing is known.
+
+    Args:
+        tokenizer: Any of ``name``, ``sha256``, ``eos_id``, ``bos_id``, ``pad_id``.
+        eos_id: Given beside them, or None.
+        vocab_size: Bound of the ids.
+
+    Raises:
+        ValueError: A field is none of these, is out of range, or contradicts ``eos_id``.
+    """
     fields = {name: value for name, value in dict(tokenizer or {}).items() if value is not None}
     if eos_id is not None and fields.setdefault("eos_id", operator.index(eos_id)) != eos_id:
         raise ValueError(f"eos_id is {eos_id}, but tokenizer['eos_id'] is {fields['eos_id']}; give it once")

@@ -6,13 +6,10 @@ stores is one way to test. A record is written after its shard is durable, so wh
 removed when the manifest is published.
 """
 
-import hashlib
 import re
 from typing import Any, Final
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from shardstream.errors import FormatError, ResumeError, StorageError
 from shardstream.format.manifest import ShardEntry, TokenizerIdentity
@@ -33,6 +30,7 @@ class JournalHead(msgspec.Struct, frozen=True, kw_only=True):
     shard_tokens: int
     tokenizer: TokenizerIdentity | None
     compression: str | None = None
+    side_files: bool = False
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,24 +43,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     document_sha256: str | None = None
     """Checksum of those tokens, in the stored dtype: proof that the same document is sent again."""
 
-    def check_document(self, tokens: NDArray[np.integer[Any]], dtype: "np.dtype[np.unsignedinteger[Any]]") -> None:
-        """Raise a ResumeError unless ``tokens``, the whole document, begins with the durable ones."""
-        prefix = tokens[: self.document_tokens]
-        if len(prefix) < self.document_tokens or checksum_of_tokens(prefix, dtype) != self.document_sha256:
-            raise ResumeError(
-                f"document {self.num_documents} is not the one whose first {self.document_tokens} tokens are durable; "
-                "send the same documents in the same order, or start again with overwrite=True"
-            )
-
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
     shard: ShardEntry
     progress: Progress
-
-
-def checksum_of_tokens(tokens: NDArray[np.integer[Any]], dtype: "np.dtype[np.unsignedinteger[Any]]") -> str:
-    """Hex sha256 of tokens as they are stored."""
-    return hashlib.sha256(np.ascontiguousarray(tokens, dtype=dtype).data).hexdigest()
 
 
 class Journal:
@@ -108,7 +92,7 @@ class Journal:
             record = _read(self._store, name, _Record)
             # A short shard was to be the last: more may follow now, so it is written again.
             is_full = record.shard.num_tokens == head.shard_tokens
-            if not is_full or self._store.size(record.shard.name) != record.shard.file_bytes:
+            if not is_full or not self._is_there(record.shard):
                 break
             shards.append(record.shard)
             progress = record.progress
@@ -117,6 +101,12 @@ class Journal:
             if _RECORD_NAME.fullmatch(name):
                 self._store.delete(name)
         return shards, progress
+
+    def _is_there(self, shard: ShardEntry) -> bool:
+        """Whether a shard, and the side file that was written with it, still are where they were."""
+        if self._store.size(shard.name) != shard.file_bytes:
+            return False
+        return shard.documents is None or self._store.size(shard.documents_name) == shard.documents.num_bytes
 
     def remove(self) -> None:
         """Delete the journal; its head last, so that what a crash leaves of it is still one."""

@@ -1,16 +1,22 @@
 """Parts written in parallel -> one dataset, in part order, copying no token."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
 from shardstream.errors import FormatError
-from shardstream.format.manifest import Manifest, ShardEntry
+from shardstream.format.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from shardstream.storage.store import Store, store_of
 from shardstream.write.dataset_writer import creator
 from shardstream.write.target import publish_manifest, read_manifest
+
+# Ten thousand manifests of parts are ten thousand round trips, which wait for one another no more than they must.
+_NUM_THREADS: Final = 32
 
 
 def merge(
@@ -43,16 +49,31 @@ def merge(
     if not parts:
         raise ValueError("no parts: give at least one dataset to merge")
     target = store_of(uri, storage_options)
-    manifests: dict[str, Manifest] = {}
-    for part in parts:
-        store = store_of(part, storage_options)
-        folder = _folder_below(store, target)
-        if folder in manifests:
-            raise ValueError(f"{store.uri} is given twice; each part can be in the dataset once")
-        manifests[folder] = read_manifest(store)
-        _check_same(manifests[folder], next(iter(manifests.values())), store.uri)
+    folders = [_folder_below(store_of(part, storage_options), target) for part in parts]
+    if (twice := next(iter(Counter(folders) - Counter(set(folders))), None)) is not None:
+        raise ValueError(f"{target.uri}/{twice} is given twice; each part can be in the dataset once")
+    names = [f"{folder}/{MANIFEST_NAME}" for folder in folders]
+    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shardstream-merge") as threads:
+        manifests = dict(zip(folders, threads.map(partial(read_manifest, target), names), strict=True))
+    merged = merged_manifest(manifests, metadata=metadata or {})
+    publish_manifest(target, merged, overwrite=overwrite)
+    return merged
+
+
+def merged_manifest(manifests: Mapping[str, Manifest], *, metadata: Mapping[str, Any]) -> Manifest:
+    """What lists the shards of all parts, one after the other.
+
+    Args:
+        manifests: Those of the parts, in the order of the stream, by the folder of each below the merged manifest's.
+        metadata: Kept in the merged manifest.
+
+    Raises:
+        FormatError: The parts differ in vocabulary or tokenizer, or hold adopted files.
+    """
     first = next(iter(manifests.values()))
-    merged = Manifest(
+    for folder, manifest in manifests.items():
+        _check_same(manifest, first, folder)
+    return Manifest(
         vocab_size=first.vocab_size,
         shard_tokens=max(manifest.shard_tokens for manifest in manifests.values()),
         shards=tuple(_moved(shard, folder) for folder, manifest in manifests.items() for shard in manifest.shards),
@@ -60,15 +81,13 @@ def merge(
         tokenizer=first.tokenizer,
         tokenizer_extra=first.tokenizer_extra,
         creator=creator(),
-        metadata=dict(metadata or {}),
+        metadata=dict(metadata),
         shard_extra={
             f"{folder}/{name}": extra
             for folder, manifest in manifests.items()
             for name, extra in manifest.shard_extra.items()
         },
     )
-    publish_manifest(target, merged, overwrite=overwrite)
-    return merged
 
 
 def _folder_below(part: Store, target: Store) -> str:

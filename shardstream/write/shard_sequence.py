@@ -5,11 +5,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.errors import StorageError
 from shardstream.format.manifest import MAX_MANIFEST_BYTES, ShardEntry
+from shardstream.format.side_file import DocumentRows
 from shardstream.storage.store import Store
 from shardstream.write.journal import Progress
 from shardstream.write.shard_writer import BLOCK_BYTES, BlockPool, ShardWriter
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 # Small shards wait for fsync more than they are written: so many may do so at a time.
 _MAX_FINISHING: Final = 3
-_MAX_NUM_SHARDS: Final = MAX_MANIFEST_BYTES // 384  # a row takes some 200 bytes, and that of a compressed shard 330
+# A row takes some 200 bytes; that of a compressed shard 130 more, and that of a shard with a side file 140 more.
+_MAX_NUM_SHARDS: Final = MAX_MANIFEST_BYTES // 512
 
 
 class ShardSequence:
@@ -33,6 +36,7 @@ class ShardSequence:
         shard_tokens: Tokens of a full shard.
         eos_id: The id to count, or None.
         compression: How shards are stored; None for raw.
+        side_files: Whether the documents that start in a shard are listed beside it.
         entries: Shards that are durable already; new ones are added as they become so.
         record: Called in a thread of a shard once it is durable, with its number, its entry and the progress that
             was given for it.
@@ -46,6 +50,7 @@ class ShardSequence:
         shard_tokens: int,
         eos_id: int | None,
         compression: Compression | None,
+        side_files: bool,
         entries: list[ShardEntry],
         record: Callable[[int, ShardEntry, Progress], None],
     ) -> None:
@@ -61,6 +66,16 @@ class ShardSequence:
         self._shard_fill = 0
         self._block: Block | None = None
         self._block_fill = 0
+        self._documents = DocumentRows() if side_files else None
+
+    def begin_document(self, source: str, key: str) -> None:
+        """Say that the next token is the first of a document.
+
+        Raises:
+            ValueError: The side file cannot take them.
+        """
+        if self._documents is not None:
+            self._documents.add(self._shard_fill, source, key)
 
     def write(
         self, tokens: NDArray[np.integer[Any]], low: int, high: int, progress_at: Callable[[int], Progress]
@@ -138,11 +153,22 @@ class ShardSequence:
     def _finish_shard(self, shard: ShardWriter, progress: Progress) -> None:
         self._send_block(shard)
         index = len(self.entries) + len(self._finishing)
-        shard.finish(lambda entry: self._record(index, entry, progress))
+        documents = self._documents
+        shard.finish(lambda entry: self._publish(index, entry, progress, documents))
+        self._documents = None if documents is None else DocumentRows()
         self._finishing.append(shard)
         self._shard, self._shard_fill = None, 0
         if len(self._finishing) > _MAX_FINISHING:
             self._await_first()
+
+    def _publish(self, index: int, entry: ShardEntry, progress: Progress, documents: DocumentRows | None) -> ShardEntry:
+        """Record a durable shard, and before that make its side file durable too."""
+        if documents is not None:
+            data, side_file = documents.finish()
+            entry = msgspec.structs.replace(entry, documents=side_file)
+            self._store.put(entry.documents_name, data, overwrite=True)
+        self._record(index, entry, progress)
+        return entry
 
     def _await_first(self) -> None:
         entry = self._finishing.popleft().entry()

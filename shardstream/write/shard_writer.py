@@ -80,7 +80,7 @@ class ShardWriter:
         self._name = name
         self._tally = ShardTally(eos_id)
         self._pool = pool
-        self._publish: Callable[[ShardEntry], None] | None = None
+        self._publish: Callable[[ShardEntry], ShardEntry] | None = None
         self._blocks: queue.SimpleQueue[tuple[Block, int] | None] = queue.SimpleQueue()  # None: no more
         self._entry: ShardEntry | None = None
         self.error: BaseException | None = None
@@ -97,11 +97,11 @@ class ShardWriter:
         """Add the first ``num_tokens`` tokens of ``block``, which belongs to the shard's thread from now on."""
         self._blocks.put((block, num_tokens))
 
-    def finish(self, publish: Callable[[ShardEntry], None]) -> None:
+    def finish(self, publish: Callable[[ShardEntry], ShardEntry]) -> None:
         """Say that no block follows; the shard becomes durable in the background.
 
         Args:
-            publish: Called in the shard's thread with its entry, once it is durable; may raise.
+            publish: Called in the shard's thread with its entry, once it is durable; returns the one to keep. May raise.
         """
         self._publish = publish
         self._blocks.put(None)
@@ -149,8 +149,6 @@ class ShardWriter:
                 finally:
                     self._pool.give_back(block)
 
-    def _commit(self, publish: Callable[[ShardEntry], None]) -> None:
+    def _commit(self, publish: Callable[[ShardEntry], ShardEntry]) -> None:
         self._upload.commit()
-        entry = self._tally.entry(self._name, self._zstd.stored() if self._zstd else None)
-        publish(entry)
-        self._entry = entry
+        self._entry = publish(self._tally.entry(self._name, self._zstd.stored() if self._zstd else None))

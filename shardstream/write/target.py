@@ -11,11 +11,16 @@ from shardstream.write.journal import JOURNAL_FOLDER, LOCK_NAME
 if TYPE_CHECKING:
     from shardstream.write.zstd_upload import Compression
 
-_SHARD_NAME: Final = re.compile(r"shard-\d{6,}\.bin(\.zst)?")
+_SHARD_NAME: Final = re.compile(r"shard-\d{6,}\.(bin(\.zst)?|documents\.parquet)")
 # The manifest that an overwrite is about to delete: after a crash in the middle, still the list of what is ours.
 _REPLACED_NAME: Final = f"{JOURNAL_FOLDER}/replaced.json"
 # The manifest of a dataset that is being copied to here; see copy.py.
 COPY_NAME: Final = f"{JOURNAL_FOLDER}/copy.json"
+# The record of a tokenizer job that writes parts below here; see ingest/job.py.
+TOKENIZE_NAME: Final = f"{JOURNAL_FOLDER}/tokenize.json"
+# The same of a TokenDatasink; see integrations/ray_data.py.
+DATASINK_NAME: Final = f"{JOURNAL_FOLDER}/datasink.json"
+PARTS_FOLDER: Final = "parts"
 
 
 def shard_name(index: int, compression: "Compression | None") -> str:
@@ -100,12 +105,16 @@ def names_of_ours(store: Store, names: list[str]) -> list[str]:
     if ours:
         # A writer begins in an empty place only: where its journal is, files of its naming are its own.
         ours |= {name for name in names if _SHARD_NAME.fullmatch(name)}
+    if ours & {TOKENIZE_NAME, DATASINK_NAME}:
+        ours |= {name for name in names if name.startswith(f"{PARTS_FOLDER}/")}
     for manifest_name in (MANIFEST_NAME, _REPLACED_NAME, COPY_NAME):
         if manifest_name in names:
             try:
-                listed = {shard.name for shard in read_manifest(store, manifest_name).shards if not shard.location}
+                shards = read_manifest(store, manifest_name).shards
             except FormatError as error:
                 raise StorageError(f"cannot tell which files are ours, so none is deleted: {error}") from error
+            listed = {shard.name for shard in shards if not shard.location}
+            listed |= {shard.documents_name for shard in shards if shard.documents}
             ours |= {manifest_name, *listed.intersection(names)}
     return sorted(ours)
 

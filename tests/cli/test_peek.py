@@ -39,7 +39,26 @@ def test_a_random_window_comes_again_with_its_seed(run, write_dataset) -> None:
 
     assert len(windows) == 2
     assert unseeded["tokens"] == list(range(unseeded["position"], unseeded["position"] + 64))
-    assert (unseeded["text"], unseeded["notes"]) == (None, [])
+    assert (unseeded["text"], unseeded["document"], unseeded["notes"]) == (None, None, [])
+
+
+def test_the_first_tokens_document_is_shown(run, tmp_path: Path) -> None:
+    """With side files the source and key of the first token's document are shown; without, nothing is said of it."""
+    with shardstream.DatasetWriter(
+        tmp_path / "dataset", vocab_size=100, eos_id=9, shard_tokens=4, side_files=True
+    ) as writer:
+        writer.append_document([1] * 6, source="books/a\x1b.jsonl", key="byte 17")
+        writer.append_document([2], source="notes.txt")
+        writer.append_document([3])
+    lines = [run("peek", "dataset", "--position", position).stdout.splitlines()[1] for position in (5, 7, -1)]
+    report = json.loads(run("peek", "dataset", "--position", "6", "--json").stdout)
+
+    assert lines == [
+        "from books/a\\x1b.jsonl, byte 17, 5 tokens into the document",
+        "from notes.txt, 0 tokens into the document",
+        "from a source without a name, 1 token into the document",
+    ]
+    assert report["document"] == {"start": 0, "source": "books/a\x1b.jsonl", "key": "byte 17"}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +82,7 @@ def test_a_window_beyond_the_dataset_is_wrong_use(run, write_dataset, arguments:
 
 def test_text_is_shown_with_a_tokenizer(run, tmp_path: Path) -> None:
     """With a tokenizer.json the window is decoded; what could steer the terminal is spelt out; all fits: no notes."""
-    tokenizers = pytest.importorskip("shardstream.ingest.tokenizers")
+    tokenizers = pytest.importorskip("shardstream.ingest.json_tokenizer")
     tokenizer = tokenizers.train_byte_bpe(["hello there, hello world"], vocab_size=270)
     tokenizer.save(tmp_path / "tokenizer.json")
     [ids] = tokenizer.encode_batch(["hello\tw語rld\n\x1b[31m"])
@@ -82,7 +101,7 @@ def test_text_is_shown_with_a_tokenizer(run, tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_does_not_suit_is_noted(run, write_dataset, tmp_path: Path) -> None:
     """Another tokenizer, one with more ids than the dataset, and tokens that it lacks are all pointed out."""
-    tokenizers = pytest.importorskip("shardstream.ingest.tokenizers")
+    tokenizers = pytest.importorskip("shardstream.ingest.json_tokenizer")
     tokenizer = tokenizers.train_byte_bpe(["ab"], vocab_size=257)
     tokenizer.save(tmp_path / "tokenizer.json")
     small = write_dataset([65, 66], vocab_size=100, uri=tmp_path / "small", tokenizer={"sha256": "00" * 32})
@@ -100,6 +119,13 @@ def test_a_tokenizer_that_does_not_suit_is_noted(run, write_dataset, tmp_path: P
         "1 of these tokens are beyond the tokenizer's 257 ids, and left out of the text",
     ]
     assert report["text"] == tokenizer.decode([65, 66])
+
+
+def test_a_tokenizer_may_be_named(run, write_dataset) -> None:
+    """What names a tokenizer elsewhere names it here: bytes need no file."""
+    uri = write_dataset(list(b"caf\xc3\xa9"), vocab_size=257).uri
+
+    assert run("peek", uri, "--tokenizer", "bytes").stdout.endswith("\n\nas text\ncafé\n")
 
 
 def test_a_file_that_is_no_tokenizer_is_wrong_use(run, write_dataset, tmp_path: Path) -> None:

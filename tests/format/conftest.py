@@ -33,7 +33,14 @@ def fields() -> Fields:
         "creator": "a test",
         "metadata": {"source": "nowhere"},
         "shards": [
-            {"name": "a.bin", "num_tokens": 8, "num_bytes": 16, "sha256": SHA256, "byte_offset": 4},
+            {
+                "name": "a.bin",
+                "num_tokens": 8,
+                "num_bytes": 16,
+                "sha256": SHA256,
+                "byte_offset": 4,
+                "documents": {"num_documents": 8, "num_bytes": 600, "sha256": SHA256},
+            },
             {"name": "b/c=1.bin", "num_tokens": 8, "num_bytes": 16, "min_token": 0, "max_token": 999, "num_eos": 8},
             {
                 "name": "d.bin",

@@ -11,7 +11,8 @@ import pytest
 
 from shardstream import Manifest, ShardEntry, TokenizerIdentity
 from shardstream.format import manifest as code
-from shardstream.format.manifest import StoredBytes
+from shardstream.format.manifest import SideFile, StoredBytes
+from shardstream.format.side_file import MAX_UNPACKED_BYTES
 
 DOCUMENT = (resources.files("shardstream") / "format" / "FORMAT.md").read_text("utf-8")
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1" / "uint16" / "manifest.json"
@@ -71,6 +72,12 @@ def test_example_of_the_digest_is_right() -> None:
         pytest.param(
             "Fields of `stored`", set(StoredBytes.__struct_fields__), {"codec", "num_bytes", "sha256"}, id="stored"
         ),
+        pytest.param(
+            "Fields of `documents`",
+            set(SideFile.__struct_fields__),
+            {"num_documents", "num_bytes", "sha256"},
+            id="documents",
+        ),
     ],
 )
 def test_tables_list_every_field(title: str, fields: set[str], required: set[str]) -> None:
@@ -98,6 +105,8 @@ def test_bounds_are_those_of_the_code() -> None:
     assert code._MAX_UINT16_VOCAB_SIZE == 65_536
     assert "where `vocab_size` is at most 65,536" in section("Shards")
     assert f"| `version` | integer | {code.FORMAT_VERSION} |" in DOCUMENT
+    assert MAX_UNPACKED_BYTES == 2**30
+    assert "MUST NOT take more than 2^30 bytes" in section("Side files")
     assert DOCUMENT.startswith(f"# The shardstream dataset format, version {code.FORMAT_VERSION}\n")
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardstream import FormatError, Manifest, ShardEntry, TokenizerIdentity
-from shardstream.format.manifest import MAX_VOCAB_SIZE, StoredBytes, dtype_of_vocab
+from shardstream.format.manifest import MAX_VOCAB_SIZE, SideFile, StoredBytes, dtype_of_vocab
 
 # A manifest has many fields: drawing one takes a while on a busy machine, and that is no defect of it.
 law = settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -68,6 +68,15 @@ def shard_entries(draw: st.DrawFn, name: str, vocab_size: int, *, has_eos: bool)
         max_token=draw(st.sampled_from([None, high])),
         num_eos=draw(st.none() | st.integers(0, num_tokens)) if has_eos else None,
         byte_offset=0 if stored else draw(st.integers(0, 2**60)) * itemsize,
+        documents=draw(
+            st.none()
+            | st.builds(
+                SideFile,
+                num_documents=st.integers(0, num_tokens),
+                num_bytes=st.integers(1, INT64_MAX),
+                sha256=SHA256,
+            )
+        ),
         location=draw(st.none() | st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1)),
         stored=stored,
     )

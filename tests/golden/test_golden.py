@@ -8,6 +8,8 @@ folder, and refuses one that holds any of them.
   fields, short shards in front of longer ones, a foreign header, a location, rows with nothing optional in them.
 * ``zstd`` was written by the first writer that compressed, but for its second shard, which is what ``zstd -19`` makes of
   a file: a frame that says how long its content is.
+* ``sided`` was written by the first writer that made side files. Its third one was rewritten as another program might:
+  other encodings, no compression, a row group per row, one more column, nulls allowed.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import zstandard
+from pyarrow import parquet
 
 import shardstream
 from shardstream.format.integrity import content_problem
@@ -99,7 +103,14 @@ ZSTD = Golden(
     digest="478a955aa5b6523e613fb80ffbe77db4955f75c7d027a00f79242506fc18b819",
     num_documents=0,
 )
-ALL = [pytest.param(golden, id=golden.name) for golden in (UINT16, UINT32, ADOPTED, ZSTD)]
+SIDED = Golden(name="sided", dtype="<u2", shards=UINT16.shards, digest=UINT16.digest, num_documents=4)
+SIDED_DOCUMENTS = [
+    shardstream.SourceDocument(start=0, source="greetings.txt", key=""),
+    shardstream.SourceDocument(start=5, source="Füchse.jsonl", key="byte 0"),
+    shardstream.SourceDocument(start=10, source="numbers/a.parquet", key="7"),
+    shardstream.SourceDocument(start=18, source="Füchse.jsonl", key="byte 17"),
+]
+ALL = [pytest.param(golden, id=golden.name) for golden in (UINT16, UINT32, ADOPTED, ZSTD, SIDED)]
 
 
 def write_uint16(folder: Path) -> None:
@@ -180,8 +191,31 @@ def write_zstd(folder: Path) -> None:
     (folder / "manifest.json").write_bytes(canonical)
 
 
-GOLDEN = (UINT16, UINT32, ADOPTED, ZSTD)
-WRITERS: list[Callable[[Path], None]] = [write_uint16, write_uint32, write_adopted, write_zstd]
+def write_sided(folder: Path) -> None:
+    with shardstream.DatasetWriter(folder, vocab_size=50257, shard_tokens=8, eos_id=50256, side_files=True) as writer:
+        for document in SIDED_DOCUMENTS:
+            tokens = SIDED.tokens[document.start :]
+            writer.append_document(tokens[: tokens.index(50256)], source=document.source, key=document.key)
+    path = folder / "shard-000002.documents.parquet"
+    columns = parquet.read_table(path)
+    columns = columns.cast(pa.schema([pa.field(field.name, field.type) for field in columns.schema]))
+    parquet.write_table(
+        columns.append_column("length", pa.array([1.0])),
+        path,
+        row_group_size=1,
+        compression="none",
+        use_dictionary=False,
+        column_encoding={"start": "DELTA_BINARY_PACKED"},
+    )
+    data = path.read_bytes()
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["shards"][2]["documents"] |= {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    canonical = shardstream.Manifest.parse(json.dumps(manifest).encode()).to_json()
+    (folder / "manifest.json").write_bytes(canonical)
+
+
+GOLDEN = (UINT16, UINT32, ADOPTED, ZSTD, SIDED)
+WRITERS: list[Callable[[Path], None]] = [write_uint16, write_uint32, write_adopted, write_zstd, write_sided]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -250,7 +284,24 @@ def test_golden_frames_give_exactly_their_tokens() -> None:
         assert np.frombuffer(raw, ZSTD.dtype).tolist() == tokens
 
 
-@pytest.mark.parametrize("name", ["uint16", "uint32", "zstd"])
+def test_golden_side_files_lead_to_their_documents(tmp_path: Path) -> None:
+    """Every token of the golden dataset with side files has its document, and the writer still writes the same rows."""
+    write_sided(tmp_path / "sided")
+
+    for folder in (V1, tmp_path):
+        with shardstream.open(folder / "sided") as dataset:
+            found = [dataset.document_at(position) for position in range(len(dataset))]
+            names = [shard.documents_name for shard in dataset.manifest.shards]
+        assert found == [
+            max((d for d in SIDED_DOCUMENTS if d.start <= position), key=lambda d: d.start)
+            for position in range(len(found))
+        ]
+        # Not its bytes, which name the version of the Parquet library that wrote them.
+        rows = [parquet.read_table(folder / "sided" / name).to_pylist() for name in names]
+        assert [[row["start"] for row in file] for file in rows] == [[0, 5], [2], [2]]
+
+
+@pytest.mark.parametrize("name", ["uint16", "uint32", "zstd", "sided"])
 def test_golden_manifest_is_canonical(name: str) -> None:
     """Parsing a golden manifest and writing it again gives the same bytes."""
     data = (V1 / name / "manifest.json").read_bytes()

@@ -483,3 +483,15 @@ def test_a_map_that_the_system_refuses_names_the_shard(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert dataset.windows([num_tokens - 2], 2).tolist() == [[0, 0]]
+
+
+def test_open_takes_no_other_tokenizers_dataset(write_dataset) -> None:
+    """A reader that says which tokenizer it counts on is given that one's dataset or none."""
+    dataset = write_dataset([1], tokenizer={"name": "gpt2", "sha256": "aa" * 32})
+
+    assert shardstream.open(dataset.uri, tokenizer="aa" * 32)[0] == 1
+    with pytest.raises(
+        FormatError,
+        match=f"^{dataset.uri}: tokenizer.sha256 is '{'aa' * 32}', wanted '{'bb' * 32}'; another tokenizer made this dataset",
+    ):
+        shardstream.open(dataset.uri, tokenizer="bb" * 32)

@@ -2,9 +2,12 @@
 
 Run as a program, so that it can fork without pytest's threads. Prints how many kills it survived.
 
-    python killed_writer.py FOLDER steps|instants fresh|overwrite raw|zstd [NUM_KILLS]
+    python killed_writer.py FOLDER steps|instants fresh|overwrite raw|zstd|sided [NUM_KILLS]
+
+``sided`` writes side files, and sends documents in pieces.
 """
 
+import hashlib
 import os
 import random
 import shutil
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import zstandard
+from pyarrow import parquet
 
 import shardstream
 from shardstream.format.integrity import content_problem
@@ -34,8 +38,10 @@ def documents() -> list[np.ndarray]:
 def write(folder: Path, **options: Any) -> str:
     """The job: all documents from where the writer says that they are safe."""
     with shardstream.DatasetWriter(folder, vocab_size=100, shard_tokens=32, eos_id=EOS_ID, **options) as writer:
-        for document in documents()[writer.num_documents :]:
-            writer.append_document(document)
+        for number in range(writer.num_documents, NUM_DOCUMENTS):
+            document = documents()[number]
+            pieces = iter(np.array_split(document, 3)) if options.get("side_files") else document
+            writer.append_document(pieces, source="a test", key=str(number))
     return writer.manifest.digest
 
 
@@ -93,6 +99,9 @@ def whole_dataset(folder: Path) -> tuple[shardstream.Manifest, np.ndarray] | Non
     for shard in manifest.shards:
         with (folder / shard.name).open("rb") as file:
             assert content_problem(manifest, shard, file) is None, shard
+        if shard.documents is not None:
+            side_file = (folder / shard.documents_name).read_bytes()
+            assert hashlib.sha256(side_file).hexdigest() == shard.documents.sha256, shard
         data = (folder / shard.name).read_bytes()
         raw += zstandard.ZstdDecompressor().decompressobj().decompress(data) if shard.stored else data
     return manifest, np.frombuffer(raw, manifest.dtype)
@@ -113,14 +122,21 @@ def check_end(folder: Path, digest: str) -> None:
     assert manifest.num_documents == NUM_DOCUMENTS
     expected = np.concatenate([np.append(document, EOS_ID) for document in documents()])
     assert tokens.tolist() == expected.tolist()
+    documents_names = {shard.documents_name for shard in manifest.shards if shard.documents}
+    if documents_names:
+        keys = [key for name in sorted(documents_names) for key in parquet.read_table(folder / name)["key"].to_pylist()]
+        assert keys == [str(number) for number in range(NUM_DOCUMENTS)]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    assert names == {"manifest.json", *(shard.name for shard in manifest.shards)}, names
+    assert names == {"manifest.json", *(shard.name for shard in manifest.shards), *documents_names}, names
 
 
 def main() -> None:
     folder, (mode, start, compression) = Path(sys.argv[1]), sys.argv[2:5]
     num_kills = int(sys.argv[5]) if len(sys.argv) > 5 else 10**6
-    how: dict[str, Any] = {"compression": None if compression == "raw" else compression}
+    how: dict[str, Any] = {
+        "compression": "zstd" if compression == "zstd" else None,
+        "side_files": compression == "sided",
+    }
     digest = write(folder, **how)  # the first run imports and warms up; the second one's duration counts
     begin = time.perf_counter()
     write(folder, **how, overwrite=True)

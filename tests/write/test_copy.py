@@ -49,6 +49,38 @@ def test_a_copy_is_the_same_bytes_in_any_store(
         assert source.get(name, max_bytes=10_000) == target.get(name, max_bytes=10_000)
 
 
+def write_documents(uri: Any, **options: Any) -> shardstream.Manifest:
+    """A dataset with side files."""
+    with shardstream.DatasetWriter(uri, vocab_size=100, shard_tokens=8, eos_id=9, side_files=True, **options) as writer:
+        for number in range(5):
+            writer.append_document([number] * 4, source="s", key=str(number))
+    return writer.manifest
+
+
+def test_side_files_are_copied_and_verified(s3: S3Place, tmp_path: Path) -> None:
+    """Side files travel with their shards, there and back; one that is lost is brought back, a damaged one is refused."""
+    options: dict[str, Any] = {"storage_options": s3.storage_options}
+    manifest = write_documents(tmp_path / "a")
+    lost = manifest.shards[1]
+    sizes: list[int] = []
+
+    shardstream.copy(tmp_path / "a", s3.url, **options)
+    shardstream.copy(s3.url, tmp_path / "b", **options, progress=sizes.append)
+    assert files_in(tmp_path / "a") == files_in(tmp_path / "b")
+    assert sum(sizes) == manifest.num_bytes
+    (tmp_path / "b" / lost.documents_name).unlink()
+    assert shardstream.copy(tmp_path / "a", tmp_path / "b") == (lost,)
+    assert files_in(tmp_path / "a") == files_in(tmp_path / "b")
+    data = bytearray((tmp_path / "a" / lost.documents_name).read_bytes())
+    data[20] ^= 1
+    (tmp_path / "a" / lost.documents_name).write_bytes(data)
+    with pytest.raises(
+        shardstream.IntegrityError, match=r"shard-000001.documents.parquet: checksum is sha256 .*verify"
+    ):
+        shardstream.copy(tmp_path / "a", tmp_path / "c")
+    assert not (tmp_path / "c" / "manifest.json").exists()
+
+
 def test_each_store_may_have_options_of_its_own(s3: S3Place, moto_s3: S3Place, tmp_path: Path) -> None:
     """The target's storage options are the source's unless it has its own."""
     write(s3.url, storage_options=s3.storage_options)

@@ -1,8 +1,11 @@
 """The writer: what it takes, what it refuses, and what is there after anything that can happen."""
 
+import hashlib
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 import shardstream
 from shardstream import DatasetWriter, ResumeError, ShardEntry, StorageError
@@ -186,6 +190,20 @@ def test_eos_inside_a_document_is_refused_unless_allowed(tmp_path: Path) -> None
     assert shardstream.open(tmp_path / "b")[:].tolist() == [1, EOS, 2, EOS]
 
 
+@pytest.mark.parametrize("eos_id", [0, 50, 99])
+def test_eos_is_found_wherever_it_stands_in_the_vocabulary(eos_id: int, tmp_path: Path) -> None:
+    """Whether eos_id is the first id, the last or one between, documents may have all others, and not that one."""
+    others = [token for token in range(100) if token != eos_id]
+    with DatasetWriter(tmp_path, vocab_size=100, eos_id=eos_id) as writer:
+        writer.append_document(others)
+        for tokens in ([3, eos_id, 4], [eos_id]):
+            with pytest.raises(ValueError, match=f"is eos_id {eos_id}, inside document 1"):
+                writer.append_document(tokens)
+        writer.append_document(iter([others]))
+
+    assert shardstream.open(tmp_path)[:].tolist() == [*others, eos_id] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -318,6 +336,208 @@ def test_a_resumed_run_drops_what_is_durable_of_the_document_sent_again(tmp_path
     assert shardstream.open(tmp_path)[:].tolist() == [1, 2, 3, EOS, 11, 12, 13, 14, 15, 16, EOS]
 
 
+@settings(max_examples=30)
+@given(
+    documents=st.lists(st.tuples(st.lists(st.integers(0, EOS), max_size=12), st.booleans()), max_size=6),
+    shard_tokens=st.integers(1, 9),
+    stop=st.integers(0, 60),
+    data=st.data(),
+)
+def test_a_document_in_pieces_is_the_document(documents, shard_tokens, stop, data, tmp_path_factory) -> None:
+    """However documents are cut, shards, side files, journal and manifest are the same bytes, resumed anywhere or not."""
+    folder = tmp_path_factory.mktemp("datasets")
+    settings_ = {"shard_tokens": shard_tokens, "side_files": True, "allow_eos_in_documents": True}
+
+    def cut(document: list[int]) -> Iterator[list[int]]:
+        places = sorted(data.draw(st.lists(st.integers(0, len(document)), max_size=4)))
+        for start, end in itertools.pairwise([0, *places, len(document)]):
+            yield document[start:end]
+
+    def write(name: str, *, in_pieces: bool, stop: int = len(documents), **options: Any) -> DatasetWriter:
+        with DatasetWriter(folder / name, vocab_size=100, eos_id=EOS, **settings_, **options) as writer:
+            for number in range(writer.num_documents, stop):
+                document, is_cut = documents[number]
+                tokens = cut(document) if in_pieces and is_cut else document
+                writer.append_document(tokens, source="s", key=str(number))
+            if stop < len(documents):
+                raise ZeroDivisionError
+        return writer
+
+    for name, in_pieces in (("whole", False), ("cut", True)):
+        if stop < len(documents):
+            with pytest.raises(ZeroDivisionError):
+                write(name, in_pieces=in_pieces, stop=stop)
+    assert files_in(folder / "whole") == files_in(folder / "cut")
+    manifest = write("cut", in_pieces=True, resume=True).manifest
+    assert manifest == write("never stopped", in_pieces=False).manifest
+    assert files_in(folder / "cut") == files_in(folder / "never stopped")
+
+
+@pytest.mark.parametrize("num_shards", range(1, 8))
+def test_a_long_document_resumes_in_any_of_its_shards(num_shards: int, tmp_path: Path) -> None:
+    """A run that stopped inside a document goes on in it, whether that is sent whole or in other pieces."""
+    document = np.arange(55) % EOS
+    for name, again in (("pieces", iter(np.array_split(document, 9))), ("whole", document)):
+        options: dict[str, Any] = {"vocab_size": 100, "eos_id": EOS, "shard_tokens": 8}
+        with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path / name, **options) as writer:
+            writer.append_document(failing_after(document[: 8 * num_shards]))
+        with DatasetWriter(tmp_path / name, **options, resume=True) as resumed:
+            assert (resumed.num_tokens, resumed.num_documents) == (8 * min(num_shards, 6), 0)
+            resumed.append_document(again)
+
+        assert shardstream.open(tmp_path / name)[:].tolist() == [*document.tolist(), EOS]
+
+
+def failing_after(tokens: Any) -> Iterator[Any]:
+    """Pieces of three tokens, and then an error of whoever makes them."""
+    for start in range(0, len(tokens), 3):
+        yield tokens[start : start + 3]
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("piece", "error", "message"),
+    [
+        ([4, 100], ValueError, "token at position 5 is 100; wanted 0 to 99"),
+        ([EOS], ValueError, "token at position 4 is eos_id 99, inside document 1; .*allow_eos_in_documents=True"),
+        ([0.5], TypeError, r"token at position 4 is 0.5 \(float\)"),
+        (7, ValueError, r"tokens at position 4: wanted one dimension, got shape \(\)"),
+    ],
+)
+def test_a_refused_piece_fails_the_writer(piece, error, message, tmp_path: Path) -> None:
+    """A piece is refused with its position; others may be written, so nothing is published, and resume goes on."""
+    with pytest.raises(error, match=message), DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=2) as w:
+        w.append_document([1])
+        w.append_document(iter([[2, 3], piece]))
+    writer = DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=2, resume=True)
+    with pytest.raises(error, match=message):
+        writer.append_document(iter([[2, 3], piece]))
+    for again in (lambda: writer.append_document([2]), writer.close):
+        with pytest.raises(StorageError, match="the writer failed before and publishes nothing; resume=True goes on"):
+            again()
+
+    assert not (tmp_path / "manifest.json").exists()
+    assert write_documents(tmp_path, [[1], [2, 3]], shard_tokens=2, resume=True).num_tokens == 5
+
+
+def test_a_refused_document_leaves_the_writer_as_it_was(tmp_path: Path) -> None:
+    """A document that comes whole is refused before any of it is written, and its row in the side file too."""
+    with DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, side_files=True) as writer:
+        for tokens, key in (([1, 100], "a"), ([1, EOS], "b"), ([1], "\ud800")):
+            with pytest.raises(ValueError, match="token at position|UTF-8 cannot say it"):
+                writer.append_document(tokens, key=key)
+        with pytest.raises(TypeError, match="b'bytes' is a document's source or key; wanted a string"):
+            writer.append_document([1], source=b"bytes")  # type: ignore[arg-type]
+        writer.append_document([2], source="Grüße", key="語")
+
+    [row] = parquet.read_table(tmp_path / "shard-000000.documents.parquet").to_pylist()
+    assert row == {"start": 0, "source": "Grüße", "key": "語"}
+
+
+def test_a_side_file_lists_the_documents_that_start_in_its_shard(tmp_path: Path) -> None:
+    """Each shard has a side file, an empty one where no document starts; a document is listed once, where it starts."""
+    documents = [[1, 2], [], list(range(14)), [3]]
+    with DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=5, side_files=True) as writer:
+        for number, document in enumerate(documents):
+            writer.append_document(document, source="ab"[number % 2], key=f"line {number}")
+    rows = [parquet.read_table(tmp_path / shard.documents_name).to_pylist() for shard in writer.manifest.shards]
+
+    assert rows == [
+        [
+            {"start": 0, "source": "a", "key": "line 0"},
+            {"start": 3, "source": "b", "key": "line 1"},
+            {"start": 4, "source": "a", "key": "line 2"},
+        ],
+        [],
+        [],
+        [{"start": 4, "source": "b", "key": "line 3"}],
+        [],
+    ]
+    assert [shard.documents.num_documents for shard in writer.manifest.shards if shard.documents] == [3, 0, 0, 1, 0]
+    for shard in writer.manifest.shards:
+        assert shard.documents is not None
+        data = (tmp_path / shard.documents_name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.documents.num_bytes, shard.documents.sha256)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_side_files_change_nothing_else(compression: Any, tmp_path: Path) -> None:
+    """With side files a dataset has the same shards and the same digest as without; an overwrite takes them away."""
+    documents = [[1, 2], [3] * 9]
+    sided = write_documents(tmp_path / "a", documents, shard_tokens=5, compression=compression, side_files=True)
+    plain = write_documents(tmp_path / "b", documents, shard_tokens=5, compression=compression)
+
+    assert sided.digest == plain.digest
+    assert [msgspec.structs.replace(shard, documents=None) for shard in sided.shards] == list(plain.shards)
+    assert {shard.documents_name for shard in sided.shards} == names_in(tmp_path / "a") - names_in(tmp_path / "b")
+    write_documents(tmp_path / "a", documents, shard_tokens=5, compression=compression, overwrite=True)
+    assert files_in(tmp_path / "a") == files_in(tmp_path / "b")
+
+
+def test_a_run_with_side_files_resumes_with_them_alone(tmp_path: Path) -> None:
+    """Resuming without the side files that a run was begun with is refused, unfinished or complete."""
+    options: dict[str, Any] = {"shard_tokens": 4, "resume": True}
+    with (
+        pytest.raises(ZeroDivisionError),
+        DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=4, side_files=True) as writer,
+    ):
+        writer.append_document([1, 2, 3, 4])
+        raise ZeroDivisionError
+
+    with pytest.raises(ResumeError, match="side_files was True when this dataset was begun and is False now"):
+        write_documents(tmp_path, [[1, 2, 3, 4]], **options)
+    write_documents(tmp_path, [[1, 2, 3, 4]], **options, side_files=True)
+    with pytest.raises(ResumeError, match="the dataset is complete, with side_files True, not False"):
+        write_documents(tmp_path, [[1, 2, 3, 4]], **options)
+
+
+def test_a_durable_shard_whose_side_file_vanished_is_written_again(tmp_path: Path) -> None:
+    """A recorded shard counts as durable only with its side file."""
+    documents = [[number] for number in range(6)]
+    options: dict[str, Any] = {"vocab_size": 100, "eos_id": EOS, "shard_tokens": 4, "side_files": True}
+    with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path, **options) as writer:
+        for document in documents:
+            writer.append_document(document)
+        raise ZeroDivisionError
+    (tmp_path / "shard-000001.documents.parquet").unlink()
+
+    with DatasetWriter(tmp_path, **options, resume=True) as resumed:
+        assert (resumed.num_tokens, resumed.num_documents) == (4, 2)
+        for document in documents[2:]:
+            resumed.append_document(document)
+    assert shardstream.open(tmp_path).verify().ok
+
+
+def test_append_begins_no_document(tmp_path: Path) -> None:
+    """Tokens of no document are refused where documents are listed."""
+    writer = DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, side_files=True)
+
+    with pytest.raises(ValueError, match=r"append\(\) begins none; send all tokens by append_document\(\)"):
+        writer.append([1])
+
+
+def test_a_shorter_document_is_refused_even_where_eos_is_allowed_inside(tmp_path: Path) -> None:
+    """A document that ends where the durable part of the old one has an eos inside is another one."""
+    options: dict[str, Any] = {"vocab_size": 100, "eos_id": EOS, "shard_tokens": 4, "allow_eos_in_documents": True}
+    with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path, **options) as writer:
+        writer.append_document([1, 2, 3, EOS, 4])
+        raise ZeroDivisionError
+
+    writer = DatasetWriter(tmp_path, **options, resume=True)
+    with pytest.raises(ResumeError, match="document 0 is not the one whose first 4 tokens are durable"):
+        writer.append_document([1, 2, 3])
+
+
+@pytest.mark.parametrize("pieces", [[[11, 12, 13], [7, 15]], [[11], []], []])
+def test_other_pieces_than_those_of_the_document_that_was_cut_are_refused(pieces, tmp_path: Path) -> None:
+    """A changed or shortened document in pieces cannot continue the durable half of the old one."""
+    stopped_in_a_document(tmp_path)
+    writer = DatasetWriter(tmp_path, vocab_size=100, eos_id=EOS, shard_tokens=8, resume=True)
+
+    with pytest.raises(ResumeError, match="document 1 is not the one whose first 4 tokens are durable"):
+        writer.append_document(iter(pieces))
+
+
 @pytest.mark.parametrize("document", [[11, 12, 13, 7, 15, 16], [11], []])
 def test_another_document_than_the_one_that_was_cut_is_refused(document: list[int], tmp_path: Path) -> None:
     """A changed or shortened document cannot continue the durable half of the old one."""
@@ -340,6 +560,7 @@ def test_another_document_than_the_one_that_was_cut_is_refused(document: list[in
         ({"eos_id": 98}, "tokenizer was .*eos_id=99.* and is .*eos_id=98"),
         ({"tokenizer": {"name": "gpt2"}}, "tokenizer was"),
         ({"compression": "zstd"}, "compression was None when this dataset was begun and is 'zstd' now"),
+        ({"side_files": True}, "side_files was False when this dataset was begun and is True now"),
     ],
 )
 def test_a_run_with_other_settings_cannot_resume(options, message, tmp_path: Path) -> None:
@@ -458,7 +679,7 @@ def test_a_dataset_is_replaced_only_when_told_and_other_files_stay(tmp_path: Pat
     assert names_in(tmp_path) == {"manifest.json", "notes.txt", "shard-000000.bin"}
 
 
-@pytest.mark.parametrize("name", ["shard-000005.bin", "shard-000005.bin.zst"])
+@pytest.mark.parametrize("name", ["shard-000005.bin", "shard-000005.bin.zst", "shard-000005.documents.parquet"])
 def test_a_foreign_file_under_a_shards_name_is_never_replaced(name: str, tmp_path: Path) -> None:
     """Where a file that no manifest lists has a name that a shard will take, overwrite refuses."""
     write_documents(tmp_path, [[1]])
@@ -613,8 +834,10 @@ else:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("compression", ["raw", "zstd"])
-@pytest.mark.parametrize("start", ["fresh", "overwrite"])
+@pytest.mark.parametrize(
+    ("start", "compression"),
+    [("fresh", "raw"), ("fresh", "zstd"), ("fresh", "sided"), ("overwrite", "raw"), ("overwrite", "zstd")],
+)
 def test_killed_at_every_step(start: str, compression: str, tmp_path: Path) -> None:
     """Promise 14: killed before each single step on the disk: no dataset or the whole one; run again: the same digest."""
     result = subprocess.run(
@@ -651,20 +874,22 @@ writer.append([1, 2, 3, 4, 5])
     assert not (tmp_path / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    "send", ["for _ in range(32): writer.append(tokens)", "writer.append_document(tokens for _ in range(32))"]
+)
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_peak_memory_is_a_few_blocks(compression: str | None, tmp_path: Path) -> None:
-    """Writing 64 MiB in shards of 32 MiB takes less than two shards of memory."""
+def test_peak_memory_is_a_few_blocks(compression: str | None, send: str, tmp_path: Path) -> None:
+    """Writing 64 MiB in shards of 32 MiB, or as one document in pieces, takes less than two shards of memory."""
     script = f"""
 import functools, resource
 import numpy as np, shardstream
 tokens = np.zeros(2**20, np.uint16)
-Writer = functools.partial(shardstream.DatasetWriter, vocab_size=100, compression={compression!r})
+Writer = functools.partial(shardstream.DatasetWriter, vocab_size=100, eos_id=99, compression={compression!r})
 with Writer({str(tmp_path / "warm")!r}, shard_tokens=2**10) as writer:
     writer.append(tokens[:2**12])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with Writer({str(tmp_path / "large")!r}, shard_tokens=2**24) as writer:
-    for _ in range(32):
-        writer.append(tokens)
+    {send}
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 assert grown < 2 * 2**25, grown
 """

@@ -61,6 +61,35 @@ def test_compressed_parts_are_merged_as_they_are(tmp_path: Path) -> None:
             assert content_problem(mixed, shard, file) is None
 
 
+def test_side_files_come_along(tmp_path: Path) -> None:
+    """The side files of parts lie where the merged manifest looks for them, and lead back through it."""
+    for part in "ab":
+        with DatasetWriter(tmp_path / part, vocab_size=100, shard_tokens=4, eos_id=9, side_files=True) as writer:
+            writer.append_document([1, 2, 3, 4, 5], source=part)
+    merge([tmp_path / part for part in "ab"], tmp_path)
+    dataset = shardstream.open(tmp_path)
+
+    assert [shard.documents_name for shard in dataset.manifest.shards] == [
+        f"{part}/shard-{index:06d}.documents.parquet" for part in "ab" for index in range(2)
+    ]
+    assert [dataset.document_at(position).source for position in range(12)] == [*"aaaaaabbbbbb"]
+    assert dataset.verify().ok
+
+
+def test_the_order_of_many_parts_is_the_one_given(tmp_path: Path) -> None:
+    """However many manifests are read at once, the stream is the parts' in their order, and the first bad one is named."""
+    parts = [tmp_path / f"{number:03d}" for number in range(60)]
+    for number, part in enumerate(parts):
+        write_part(part, [number % 9])
+    manifest = merge(parts[::-1], tmp_path)
+    for number in (7, 40):
+        (parts[number] / "manifest.json").write_text("{}")
+
+    assert [shard.name for shard in manifest.shards] == [f"{part.name}/shard-000000.bin" for part in parts[::-1]]
+    with pytest.raises(FormatError, match="007/manifest.json: not a shardstream manifest"):
+        merge(parts, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from shardstream import ShardEntry
 from shardstream.write.shard_writer import NUM_BLOCKS, BlockPool, ShardWriter
 
 
@@ -31,6 +32,11 @@ class Recorder:
     def abort(self) -> None:
         self.log.append("abort")
 
+    def publish(self, entry: ShardEntry) -> ShardEntry:
+        """Take the shard's entry, and give back the one to keep."""
+        self.log.append(entry.name)
+        return entry
+
 
 def written(
     recorder: Recorder, *, is_wanted: bool = True, compression: Literal["zstd"] | None = None
@@ -44,7 +50,7 @@ def written(
         block[:] = 7
         shard.write(block, 3)
     if is_wanted:
-        shard.finish(lambda entry: recorder.log.append(entry.name))
+        shard.finish(recorder.publish)
     else:
         shard.abandon()
     return shard, pool

@@ -61,6 +61,10 @@ TYPES: dict[FieldPath, tuple[str, bool]] = {
     ("shards", 2, "stored", "codec"): ("str", False),
     ("shards", 2, "stored", "num_bytes"): ("int", False),
     ("shards", 2, "stored", "sha256"): ("str", False),
+    ("shards", 1, "documents"): ("object", True),
+    ("shards", 0, "documents", "num_documents"): ("int", False),
+    ("shards", 0, "documents", "num_bytes"): ("int", False),
+    ("shards", 0, "documents", "sha256"): ("str", False),
 }
 VALUES: list[tuple[str, Any]] = [
     ("str", "7"),
@@ -91,6 +95,8 @@ BOUNDS: dict[FieldPath, tuple[int, tuple[int, list[int]]]] = {
     ("shards", 1, "num_eos"): (0, MAX_OF_COUNT),
     ("shards", 1, "byte_offset"): (0, MAX_OF_COUNT),
     ("shards", 2, "stored", "num_bytes"): (1, MAX_OF_COUNT),
+    ("shards", 0, "documents", "num_documents"): (0, MAX_OF_COUNT),
+    ("shards", 0, "documents", "num_bytes"): (1, MAX_OF_COUNT),
 }
 REQUIRED = ["version", "dtype", "vocab_size", "shard_tokens", "num_tokens", "num_documents", "shards"]
 REQUIRED_IN_ROW: list[FieldPath] = [
@@ -100,6 +106,9 @@ REQUIRED_IN_ROW: list[FieldPath] = [
     ("shards", 2, "stored", "codec"),
     ("shards", 2, "stored", "num_bytes"),
     ("shards", 2, "stored", "sha256"),
+    ("shards", 0, "documents", "num_documents"),
+    ("shards", 0, "documents", "num_bytes"),
+    ("shards", 0, "documents", "sha256"),
 ]
 
 
@@ -320,9 +329,7 @@ def test_an_endless_number_is_refused(fields: Fields) -> None:
     assert message_of(data.encode()) == "unknown: Integer value out of range"
 
 
-@pytest.mark.parametrize(
-    "path", names_of([("tokenizer", "sha256"), ("shards", 1, "sha256"), ("shards", 2, "stored", "sha256")])
-)
+@pytest.mark.parametrize("path", names_of([path for path in TYPES if path[-1] == "sha256"]))
 @pytest.mark.parametrize(
     "value", ["", SHA256[1:], SHA256 + "0", SHA256.upper(), "g" + SHA256[1:], SHA256 + "\n", "\n" + SHA256]
 )
@@ -376,7 +383,7 @@ def test_required_fields_are_missed(fields: Fields, name: str) -> None:
 def test_required_fields_of_a_row_are_missed(fields: Fields, path: FieldPath) -> None:
     """A row without a required field is refused, and the message names the row and the field."""
     row = fields["shards"][path[1]]
-    del (row["stored"] if "stored" in path else row)[path[-1]]
+    del (row[path[2]] if len(path) > len(ROW) + 1 else row)[path[-1]]
 
     assert message_of(fields) == f"{dotted(path[:-1])}: Object missing required field `{path[-1]}`"
 
@@ -386,6 +393,24 @@ def test_an_unknown_field_of_stored_is_refused(fields: Fields) -> None:
     message = message_of(spoilt(fields, ("shards", 2, "stored", "later"), 1))
 
     assert message == "shards[2].stored: Object contains unknown field `later`"
+
+
+def test_an_unknown_field_of_documents_is_ignored(fields: Fields) -> None:
+    """A side file is read or left: what a later version says of it does not keep anybody from the tokens."""
+    manifest = Manifest.parse(json.dumps(spoilt(fields, ("shards", 0, "documents", "later"), 1)).encode())
+
+    assert manifest == Manifest.parse(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".bin", "x/" * 505 + "y.bin.zst"])
+def test_the_name_of_a_side_file_is_bounded_too(fields: Fields, name: str) -> None:
+    """A shard's name that leaves no room for its side file's is refused where there is one, and only there."""
+    alone = Manifest.parse(json.dumps(spoilt(fields, (*ROW, "name"), name)).encode())
+
+    assert alone.shards[1].name == name
+    assert message_of(spoilt(fields, ("shards", 0, "name"), name)).startswith(
+        f"shard {name!r}: its name leaves no room for that of its side file; wanted a shorter one"
+    )
 
 
 def test_errors_beside_unknown_fields_name_their_row(fields: Fields) -> None:
@@ -431,6 +456,26 @@ def test_errors_beside_unknown_fields_name_their_row(fields: Fields) -> None:
             "shard 'd.bin': byte_offset is 2; wanted a multiple of 2, and none in a compressed shard",
         ),
         ((*ROW, "name"), "a.bin", "shard 'a.bin' is listed twice; names must be unique"),
+        (
+            (*ROW, "name"),
+            "a.documents.parquet",
+            "shard 'a.documents.parquet' is listed twice; names must be unique",
+        ),
+        (
+            ROW,
+            {
+                "name": "a.bin.zst",
+                "num_tokens": 8,
+                "num_bytes": 16,
+                "documents": {"num_documents": 0, "num_bytes": 600, "sha256": SHA256},
+            },
+            "side file 'a.documents.parquet' is listed twice; names must be unique",
+        ),
+        (
+            ("shards", 0, "documents", "num_documents"),
+            9,
+            "shard 'a.bin': documents.num_documents is 9, more than its 8 tokens",
+        ),
         (("tokenizer", "eos_id"), 1000, "tokenizer.eos_id is 1000, not below vocab_size 1000"),
         (("vocab_size",), 999, "shard 'b/c=1.bin': max_token is 999, not below vocab_size 999"),
         (("vocab_size",), 65537, "shard 'a.bin': num_bytes is 16, but 8 tokens take 32"),
