@@ -1,27 +1,23 @@
 """A column of ids, or of lists of ids, in a Parquet or Arrow file. Only that column is read, some rows at a time."""
 
-import contextlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from shardstream.errors import FormatError
 from shardstream.ingest.input_file import InputFile
+from shardstream.ingest.table_files import ArrowReader, arrow_reader, open_arrow, open_parquet, translated
 from shardstream.ingest.token_pieces import Piece, RowPiece, TokenFile
 
 # Rows taken at a time: one of a column of ids takes 2 to 8 bytes, one of a column of lists easily 10 KiB.
 _NUM_ID_ROWS: Final = 2**18
 _NUM_LIST_ROWS: Final = 2**10
-# Otherwise a whole row group of the column, which may be the whole file, is read at once.
-_PARQUET_BUFFER_BYTES: Final = 2**20
 
 # Rows of the column, and the bytes of the file that they stand for.
 _Batches: TypeAlias = Iterator[tuple[pa.Array, int]]
-_ArrowReader: TypeAlias = pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader
 
 
 def parquet_file(file: InputFile, column: str | None) -> TokenFile:
@@ -31,20 +27,16 @@ def parquet_file(file: InputFile, column: str | None) -> TokenFile:
         ValueError: No column is as wanted, or several are.
         FormatError: It is no Parquet file.
     """
-    with _translated(file.name, "Parquet"), file.open() as data, _parquet(data) as parquet:
+    with open_parquet(file) as parquet:
         schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     field = _chosen_field(schema, column, file.name)
 
     def batches() -> _Batches:
-        with _translated(file.name, "Parquet"), file.open() as data, _parquet(data) as parquet:
+        with open_parquet(file) as parquet, translated(file.name, "Parquet"):
             for batch in parquet.iter_batches(_num_rows_at_a_time(field), columns=[field.name]):
                 yield batch.column(0), (file.num_bytes or 0) * batch.num_rows // num_rows
 
     return _column_file(file, field, batches)
-
-
-def _parquet(data: BinaryIO) -> pq.ParquetFile:
-    return pq.ParquetFile(data, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False)
 
 
 def arrow_file(file: InputFile, column: str | None) -> TokenFile:
@@ -54,14 +46,13 @@ def arrow_file(file: InputFile, column: str | None) -> TokenFile:
         ValueError: No column is as wanted, or several are.
         FormatError: It is no Arrow file.
     """
-    with _translated(file.name, "Arrow"), _arrow_source(file) as data:
-        schema = _arrow_reader(data, None).schema
+    with open_arrow(file) as data:
+        schema = arrow_reader(data, file.name).schema
     field = _chosen_field(schema, column, file.name)
-    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(field.name)])
 
     def batches() -> _Batches:
-        with _translated(file.name, "Arrow"), _arrow_source(file) as data:
-            reader = _arrow_reader(data, options)
+        with open_arrow(file) as data, translated(file.name, "Arrow"):
+            reader = arrow_reader(data, file.name, column=field.name)
             for batch, num_bytes in _arrow_batches(reader, data, file.num_bytes or 0):
                 # One batch may be the whole file, whose map is not to be copied at once.
                 for start in range(0, batch.num_rows, _num_rows_at_a_time(field)):
@@ -71,17 +62,7 @@ def arrow_file(file: InputFile, column: str | None) -> TokenFile:
     return _column_file(file, field, batches)
 
 
-def _arrow_source(file: InputFile) -> pa.NativeFile:
-    return pa.memory_map(file.local_path) if file.is_local else pa.PythonFile(file.open(), mode="r")
-
-
-def _arrow_reader(data: pa.NativeFile, options: pa.ipc.IpcReadOptions | None) -> _ArrowReader:
-    is_file_format = data.read(6) == b"ARROW1"
-    data.seek(0)
-    return (pa.ipc.open_file if is_file_format else pa.ipc.open_stream)(data, options=options)
-
-
-def _arrow_batches(reader: _ArrowReader, data: pa.NativeFile, num_bytes: int) -> Iterator[tuple[pa.RecordBatch, int]]:
+def _arrow_batches(reader: ArrowReader, data: pa.NativeFile, num_bytes: int) -> Iterator[tuple[pa.RecordBatch, int]]:
     if isinstance(reader, pa.ipc.RecordBatchFileReader):
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index), num_bytes // reader.num_record_batches
@@ -91,14 +72,6 @@ def _arrow_batches(reader: _ArrowReader, data: pa.NativeFile, num_bytes: int) ->
         now = data.tell()
         yield batch, now - num_passed
         num_passed = now
-
-
-@contextlib.contextmanager
-def _translated(name: str, format_name: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:  # pyarrow says OSError too where bytes make no sense
-        raise FormatError(f"{name}: cannot be read as {format_name}: {error}") from error
 
 
 def _chosen_field(schema: pa.Schema, column: str | None, name: str) -> pa.Field:
@@ -149,7 +122,7 @@ def _column_file(file: InputFile, field: pa.Field, batches: Callable[[], _Batche
 def _checked(batches: _Batches, name: str) -> _Batches:
     num_rows = 0
     for rows, num_bytes in batches:
-        with _translated(name, "Arrow data"):
+        with translated(name, "Arrow data"):
             rows.validate(full=True)  # offsets of a damaged file could point anywhere
         if rows.null_count:
             raise FormatError(f"{name}, row {num_rows + _first_null(rows)}: null where ids should be")

@@ -1,54 +1,56 @@
-"""A folder of text -> documents, in an order that does not depend on the disk."""
+"""Files of text, JSON lines, Parquet and Arrow -> documents, piece by piece."""
 
-import os
-from collections.abc import Collection
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from shardstream.ingest.document_pieces import BadRecord, DocumentPiece, OnBadRecord
+from shardstream.ingest.input_file import InputFile
+from shardstream.ingest.json_lines import json_line_pieces
+from shardstream.ingest.plan import InputRange
+from shardstream.ingest.text_file import text_pieces
 
-class Document(NamedTuple):
-    """One source text."""
-
-    text: str
-    num_bytes: int
-    """Size of the file."""
-    is_repaired: bool
-    """Whether bytes that are no UTF-8 were replaced by U+FFFD."""
+__all__ = ["BadRecord", "DocumentPiece", "pieces_of"]
 
 
-def text_files(
-    folder: str | os.PathLike[str], *, suffixes: Collection[str], skipped_folders: Collection[str] = ()
-) -> list[Path]:
-    """The files below a folder whose names end in one of ``suffixes``, sorted by their path. Links are not followed.
+def pieces_of(
+    one: InputRange,
+    *,
+    text_field: str,
+    on_bad_record: OnBadRecord,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Iterator[DocumentPiece]:
+    """The documents of a range, in order. Those of all ranges of a file are the same, however it was cut.
+
+    What is bad about the inputs themselves is a bad record: it is left out, and the rest is read. What another try may
+    make good, a server or a network that fails, is none: the OSError ends the reading.
 
     Args:
-        folder: Where to look, at any depth.
-        suffixes: Such as ``.py``.
-        skipped_folders: Names of folders, at any depth, whose files are left out.
+        one: What to read.
+        text_field: Name of the field, or of the column, that holds the text; a text file has none.
+        on_bad_record: Called with each bad record; what it raises ends the reading.
+        storage_options: As the fsspec filesystem takes them.
 
     Raises:
-        OSError: A folder cannot be listed.
+        ValueError: ``text_field`` cannot be the name of a field.
+        ImportError: A package that the URL needs is not installed.
+        OSError: The file is not there, or cannot be read.
     """
-    found = []
-    for parent, folder_names, names in os.walk(folder, onerror=_raise):
-        folder_names[:] = [name for name in folder_names if name not in skipped_folders]
-        paths = (Path(parent, name) for name in names)
-        found += [path for path in paths if path.suffix in suffixes and path.is_file() and not path.is_symlink()]
-    return sorted(found, key=lambda path: path.as_posix())
-
-
-def read_document(path: Path) -> Document:
-    """The text of a file, as UTF-8; bytes that are none are replaced.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    data = path.read_bytes()
     try:
-        return Document(text=data.decode("utf-8"), num_bytes=len(data), is_repaired=False)
-    except UnicodeDecodeError:
-        return Document(text=data.decode("utf-8", errors="replace"), num_bytes=len(data), is_repaired=True)
+        file = InputFile(one.path, storage_options)
+        if file.is_local:
+            file.open().close()
+    except PermissionError as error:
+        if "://" in one.path:
+            raise  # credentials may be missing, and the file is as good as it ever was
+        if one.start == 0:  # once, however many ranges the file has
+            on_bad_record(BadRecord(one.path, "", f"cannot be read: {error.strerror}"))
+        return
+    if one.kind == "text":
+        yield from text_pieces(file, on_bad_record)
+    elif one.kind == "jsonl":
+        yield from json_line_pieces(file, one.start, one.stop, text_field=text_field, on_bad_record=on_bad_record)
+    else:
+        from shardstream.ingest.text_column import arrow_pieces, parquet_pieces  # noqa: PLC0415 - pyarrow takes 0.1 s
 
-
-def _raise(error: OSError) -> None:
-    raise error
+        read = parquet_pieces if one.kind == "parquet" else arrow_pieces
+        yield from read(file, one, text_field=text_field, on_bad_record=on_bad_record)

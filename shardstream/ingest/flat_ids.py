@@ -29,7 +29,7 @@ def npy_file(file: InputFile) -> TokenFile:
     """
     with file.decompressed() as (data, _):
         try:
-            shape, dtype = _npy_header(data)
+            shape, dtype = npy_header(data)
             num_header_bytes = data.tell()
         except Exception as error:  # NumPy says ValueError or EOFError, a codec what it likes
             raise FormatError(f"{file.name}: not a .npy file: {error}") from error
@@ -45,7 +45,7 @@ def raw_file(file: InputFile, dtype: str) -> TokenFile:
         ValueError: ``dtype`` is none of integers.
         FormatError: The size is no multiple of the dtype's.
     """
-    return _flat_file(file, _integer_dtype(dtype), num_header_bytes=0, num_ids=None)
+    return _flat_file(file, integer_dtype(dtype), num_header_bytes=0, num_ids=None)
 
 
 def raw_stream(data: BinaryIO, dtype: str, *, name: str) -> TokenFile:
@@ -54,7 +54,7 @@ def raw_stream(data: BinaryIO, dtype: str, *, name: str) -> TokenFile:
     Raises:
         ValueError: ``dtype`` is none of integers.
     """
-    checked = _integer_dtype(dtype)
+    checked = integer_dtype(dtype)
     return TokenFile(name=name, num_bytes=None, pieces=lambda: _raw_pieces(data, checked, name=name))
 
 
@@ -63,7 +63,12 @@ def decimal_stream(data: BinaryIO, *, name: str) -> TokenFile:
     return TokenFile(name=name, num_bytes=None, pieces=lambda: _decimal_pieces(data, name))
 
 
-def _integer_dtype(name: str) -> _Dtype:
+def integer_dtype(name: str) -> _Dtype:
+    """The integer dtype that NumPy calls so.
+
+    Raises:
+        ValueError: It is none of integers.
+    """
     dtype: np.dtype[Any] = np.dtype(object)
     with contextlib.suppress(TypeError, ValueError, SyntaxError):  # what NumPy says of names that it does not know
         dtype = np.dtype(name)
@@ -72,7 +77,12 @@ def _integer_dtype(name: str) -> _Dtype:
     return dtype
 
 
-def _npy_header(data: BinaryIO) -> "tuple[tuple[int, ...], np.dtype[Any]]":
+def npy_header(data: BinaryIO) -> "tuple[tuple[int, ...], np.dtype[Any]]":
+    """Shape and dtype of a ``.npy`` file, which is read up to where its values begin.
+
+    Raises:
+        ValueError: It is none.
+    """
     version = np.lib.format.read_magic(data)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(data)

@@ -3,15 +3,19 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterator
-from pathlib import PurePath
-from typing import TYPE_CHECKING, BinaryIO, Final
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
-from shardstream.errors import StorageError
+from shardstream.errors import FormatError, StorageError
+from shardstream.ingest.input_places import path_link
 from shardstream.ingest.zstd_file import ZstdFile
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+
+# A system call for so much costs nothing beside looking at it, and it fits a core's cache.
+_BLOCK_BYTES: Final = 2**18
 
 
 class InputFile:
@@ -19,6 +23,7 @@ class InputFile:
 
     Args:
         path: A local path, or a URL of any scheme that fsspec knows.
+        storage_options: As the fsspec filesystem takes them.
 
     Raises:
         ValueError: It is a folder, or neither file nor object, or fsspec does not know the scheme.
@@ -26,19 +31,17 @@ class InputFile:
         OSError: There is no such file, or it cannot be asked for.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, storage_options: Mapping[str, Any] | None = None) -> None:
         import fsspec  # noqa: PLC0415 - 50 ms that only its users pay
         from fsspec.implementations.local import LocalFileSystem  # noqa: PLC0415
-        from fsspec.utils import infer_compression  # noqa: PLC0415
 
         self.name: Final = path
         self._fs: AbstractFileSystem
         if "://" in path:
-            self._fs, self._path = fsspec.core.url_to_fs(path)
+            self._fs, self._path = fsspec.core.url_to_fs(path, **(storage_options or {}))
         else:  # a local name may hold what URLs give a meaning to, such as "::"
             self._fs, self._path = LocalFileSystem(), os.path.abspath(path)  # noqa: PTH100 - no links resolved
-        self.codec: Final[str | None] = infer_compression(path)
-        """How it is compressed, None where it is not."""
+        self.suffix, self.codec = suffix_and_codec(path)
         self.is_local: Final = isinstance(self._fs, LocalFileSystem)
         try:
             kind = self._fs.info(self._path)["type"]
@@ -52,20 +55,18 @@ class InputFile:
         """Size as it is stored; None where the server does not tell."""
 
     @property
-    def suffix(self) -> str:
-        """What the name ends in, such as ``.npy``, the suffix of its compression left out."""
-        name = PurePath(self.name)
-        return name.with_suffix("").suffix.lower() if self.codec else name.suffix.lower()
-
-    @property
     def local_path(self) -> str:
         """Its path on this machine; only where :attr:`is_local`."""
         return str(self._path)
 
     def open(self) -> BinaryIO:
-        """The stored bytes, seekable."""
-        file: BinaryIO = self._fs.open(self._path, "rb")
-        return file
+        """The stored bytes, seekable.
+
+        Raises:
+            OSError: It cannot be opened. From reading: a StorageError where the place fails, so that it is not taken
+                for damage to what is read.
+        """
+        return cast("BinaryIO", _StoredFile(self._fs.open(self._path, "rb"), self.name))
 
     @contextlib.contextmanager
     def decompressed(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
@@ -79,6 +80,62 @@ class InputFile:
             elif self.codec is not None:
                 file = stack.enter_context(compr[self.codec](stored, mode="rb"))
             yield file, stored
+
+
+class _StoredFile:
+    """A file whose reads fail with nothing but a StorageError."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file = file
+        self._name = name
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        try:
+            return self._file.read(num_bytes)
+        except Exception as error:  # every filesystem has errors of its own
+            raise StorageError(f"{self._name}: cannot be read to its end: {error}") from error
+
+    def read1(self, num_bytes: int) -> bytes:
+        return self.read(num_bytes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> "_StoredFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def suffix_and_codec(path: str) -> tuple[str, str | None]:
+    """What a name ends in, such as ``.npy``, the suffix of its compression left out; how it is compressed, or None."""
+    from fsspec.utils import infer_compression  # noqa: PLC0415
+
+    name = path_link(path)[1]
+    codec: str | None = infer_compression(name)
+    return os.path.splitext(os.path.splitext(name)[0] if codec else name)[1].lower(), codec  # noqa: PTH122 - quick
+
+
+def blocks_of(file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a decompressed file from where it stands; what comes before a damaged place is given before the error.
+
+    Raises:
+        StorageError: The place fails.
+        FormatError: They cannot be decompressed: damaged, or cut short. The message leaves the file's name to the caller.
+    """
+    # A codec's ``read`` would drop what it has when it meets the damage; ``read1`` gives it first.
+    read = getattr(file, "read1", file.read)
+    while True:
+        try:
+            block: bytes = read(_BLOCK_BYTES)
+        except StorageError:
+            raise
+        except Exception as error:  # every codec has errors of its own
+            raise FormatError(f"cannot be decompressed to its end: {error}") from error
+        if not block:
+            return
+        yield block
 
 
 def read_block(file: BinaryIO, num_bytes: int, name: str) -> bytes:

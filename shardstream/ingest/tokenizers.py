@@ -1,102 +1,202 @@
-"""A tokenizer by file -> ids, identity, vocabulary."""
+"""A tokenizer by name: text -> ids, identity, vocabulary."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-try:
-    import tokenizers
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("a tokenizer needs tokenizers: pip install 'shardstream[tokenizers]'") from error
-
 END_OF_TEXT: Final = "<|endoftext|>"
-_MIN_BPE_VOCAB_SIZE: Final = 257  # each byte, and the special token
+
+_HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_FILE_SUFFIXES: Final = (".json", ".model", ".txt")
+_HUB_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tekken.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+_HUB_TIMEOUT_S: Final = 10  # to be answered at all; no answer is the common case on a cluster without a way out
+_WANTED: Final = (
+    "wanted tokenizer.json, vocab.json with merges.txt, a SentencePiece .model, tekken.json, a folder with one of these, "
+    "'tiktoken:NAME', 'bytes', or a name on the Hugging Face Hub"
+)
+_LETTER_THEN_SPACE: Final = re.compile(r"(?:[^\W\d_]|\ufffd)[\s▁]")  # U+FFFD: a part of a character, maybe of a letter
 
 
-class Tokenizer:
-    """Text to ids and back, as a ``tokenizer.json`` says (the file format of Hugging Face's tokenizers).
+class Tokenizer(Protocol):
+    """Text to ids and back.
 
-    Text is only text: where it spells a special token, that is encoded letter by letter, as any other words are, and
-    no special id is added at its ends. So a special id can come from nobody but the caller.
-
-    Args:
-        content: The JSON, UTF-8.
-        source: What to call it in messages: a path or URL.
-
-    Raises:
-        ValueError: ``content`` is no tokenizer.
+    Text is only text: where it spells a special token, that is encoded as any other letters are, and no special id is
+    added at its ends. So a special id can come from nobody but the caller.
     """
 
-    def __init__(self, content: bytes, *, source: str = "tokenizer.json") -> None:
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-        except Exception as error:  # the library raises no narrower class
-            raise ValueError(f"{source}: not a tokenizer.json: {error}") from error
-        self._tokenizer.encode_special_tokens = True
-        self._content = content
-        self.sha256: Final = hashlib.sha256(content).hexdigest()
-        """Checksum of the content: what a dataset records as its tokenizer's identity."""
-        self.vocab_size: Final = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    @property
+    def name(self) -> str:
+        """What a person calls it, such as ``gpt2``."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of all that decides ids: what a dataset records as its tokenizer's identity."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
         """One more than the highest id: what a dataset of these ids needs. Ids below it may be unused."""
+        ...
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Read a tokenizer.json.
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins a text, as the tokenizer's own files say; None where they do not."""
+        ...
 
-        Raises:
-            OSError: It cannot be read.
-            ValueError: It is no tokenizer.
-        """
-        return cls(Path(path).read_bytes(), source=os.fspath(path))
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text."""
+        ...
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the very bytes that :attr:`sha256` identifies."""
-        Path(path).write_bytes(self._content)
+    @property
+    def pad_id(self) -> int | None:
+        """The id that fills up a batch."""
+        ...
 
     def id_of(self, token: str) -> int | None:
         """The id of one token, such as ``<|endoftext|>``; None where the vocabulary has no such token."""
-        return self._tokenizer.token_to_id(token)
+        ...
+
+    def special_tokens(self) -> tuple[str, ...]:
+        """The texts that stand for special ids, by id: a document that spells one may have been written to deceive."""
+        ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, in order; all processors work on a batch."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        """The ids of each text, in order; one array of shape (num_tokens,) per text.
+
+        Raises:
+            UnicodeEncodeError: A text holds half a character, a lone surrogate.
+        """
+        ...
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of ids, special tokens spelt out. An id that the vocabulary lacks, and half a character, is lost."""
-        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+        ...
+
+    def joins_words(self) -> bool:
+        """Whether a text cannot be cut between a word and the white space after it without a change of ids.
+
+        So it is where a token may hold the end of a word and white space after it, and where the choice of tokens at one
+        place of a text depends on places far away.
+        """
+        ...
 
 
-def train_byte_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """Learn a byte-level BPE, which has ids for any text, and ``<|endoftext|>`` as id 0.
-
-    The same texts in the same order give the same tokenizer.
+def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a name.
 
     Args:
-        texts: What to learn from.
-        vocab_size: Ids wanted, at least 257; text with little variety may end in fewer.
+        name: Any of
+
+            * a ``tokenizer.json`` of Hugging Face's tokenizers,
+            * a ``vocab.json`` with its ``merges.txt`` beside it, as GPT-2 has them, or ``gpt2_vocab.json`` with
+              ``gpt2_merges.txt``,
+            * a SentencePiece ``.model``,
+            * Mistral's ``tekken.json``,
+            * a folder that holds one of these; the first of this order counts,
+            * ``tiktoken:NAME``, such as ``tiktoken:cl100k_base``,
+            * ``bytes``, which needs nothing: ids 0 to 255, and 256 as end of text,
+            * else a name on the Hugging Face Hub, such as ``gpt2``; what was downloaded once needs no network.
 
     Raises:
-        ValueError: ``vocab_size`` is too small.
+        OSError: A file cannot be read, or the Hub not be reached.
+        ValueError: It names no tokenizer.
+        ModuleNotFoundError: The library for its kind is not installed; the message says how to.
     """
-    if vocab_size < _MIN_BPE_VOCAB_SIZE:
-        raise ValueError(
-            f"vocab_size is {vocab_size}; wanted at least {_MIN_BPE_VOCAB_SIZE}: the 256 bytes and {END_OF_TEXT}"
+    name = os.fspath(name)
+    if name == "bytes":
+        from shardstream.ingest.byte_tokenizer import ByteTokenizer  # noqa: PLC0415 - beside the other kinds
+
+        return ByteTokenizer()
+    if name.startswith("tiktoken:"):
+        from shardstream.ingest.tiktoken_tokenizer import load_encoding  # noqa: PLC0415 - its library may be missing
+
+        return load_encoding(name.removeprefix("tiktoken:"))
+    path = Path(name)
+    if path.is_dir() and name:  # the folder of no name would be this one
+        return _load_file(_file_in(path), name=path.resolve().name)
+    if path.is_file() or name.endswith(_FILE_SUFFIXES):
+        is_by_folder = path.name in _HUB_FILES
+        return _load_file(path, name=path.resolve().parent.name if is_by_folder else path.name)
+    if _HUB_NAME.fullmatch(name):
+        return _load_file(_file_in(_hub_folder(name)), name=name)
+    raise ValueError(f"{name!r} is neither a file or folder nor the name of a tokenizer; {_WANTED}")
+
+
+def joins_words(token_texts: Sequence[str]) -> bool:
+    """Whether one of these tokens holds a letter and white space after it."""
+    return any(map(_LETTER_THEN_SPACE.search, token_texts))
+
+
+def _file_in(folder: Path) -> Path:
+    """The file of a folder that is, or leads to, its tokenizer."""
+    for pattern in ("tokenizer.json", "*vocab.json", "tokenizer.model", "*.model", "*.model.v*", "*tekken*.json"):
+        if found := sorted(folder.glob(pattern)):
+            if len(found) > 1:
+                raise ValueError(f"{folder}: {found[0].name} and {found[1].name} may both be meant; name one of them")
+            return found[0]
+    raise ValueError(f"{folder}: no tokenizer in this folder; {_WANTED}")
+
+
+def _load_file(path: Path, *, name: str) -> Tokenizer:
+    if path.name.endswith(("vocab.json", "merges.txt")):
+        from shardstream.ingest.json_tokenizer import load_vocab_and_merges  # noqa: PLC0415 - its library may be missing
+
+        return load_vocab_and_merges(
+            path.with_name(path.name.replace("merges.txt", "vocab.json")),
+            path.with_name(path.name.replace("vocab.json", "merges.txt")),
+            name=name,
         )
-    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
-    byte_level: Any = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.pre_tokenizer = byte_level
-    trained.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    trained.train_from_iterator(texts, trainer)
-    return Tokenizer(trained.to_str().encode("utf-8"))
+    content = path.read_bytes()
+    if ".model" in path.suffixes:
+        from shardstream.ingest.sentencepiece_tokenizer import SentencePieceTokenizer  # noqa: PLC0415 - may be missing
+
+        return SentencePieceTokenizer(content, name=name, source=os.fspath(path))
+    if _is_tekken(content):
+        from shardstream.ingest.tiktoken_tokenizer import tekken_of  # noqa: PLC0415 - its library may be missing
+
+        return tekken_of(content, name=name, source=os.fspath(path))
+    from shardstream.ingest.json_tokenizer import JsonTokenizer, named_tokens_beside  # noqa: PLC0415 - may be missing
+
+    return JsonTokenizer(content, name=name, source=os.fspath(path), named_tokens=named_tokens_beside(path))
+
+
+def _is_tekken(content: bytes) -> bool:
+    """Whether a JSON file is one of Mistral's; a file that is neither is the other library's to refuse."""
+    # Megabytes of vocabulary are parsed once, by the one that knows them. A token of such a name would be no key here.
+    return b'"default_num_special_tokens":' in content and b'"token_bytes":' in content
+
+
+def _hub_folder(name: str) -> Path:
+    """The local folder of the tokenizer that the Hub knows by this name."""
+    try:
+        import huggingface_hub  # noqa: PLC0415 - comes with tokenizers, and may be missing
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name!r} is no file or folder here, and a name on the Hugging Face Hub needs huggingface_hub: "
+            "pip install 'shardstream[tokenizers]'"
+        ) from error
+    try:
+        # All files in one question, since a question for a single one is asked six times over 23 seconds.
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES), etag_timeout=_HUB_TIMEOUT_S)
+    except (huggingface_hub.errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f"{name!r} is no file or folder here, and the Hugging Face Hub gave no such tokenizer: {reason}; without a "
+            "network, name a local file: tokenizer.json, a SentencePiece .model, tekken.json"
+        ) from error
+    return Path(folder)

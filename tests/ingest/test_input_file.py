@@ -1,12 +1,18 @@
 """Where an input's bytes are."""
 
+import bz2
+import gzip
+import lzma
 import os
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
-from shardstream import StorageError
-from shardstream.ingest.input_file import InputFile, read_block
+from shardstream import FormatError, StorageError
+from shardstream.ingest.input_file import InputFile, blocks_of, read_block, suffix_and_codec
 
 
 def test_a_local_file_and_an_object_are_described_alike(place) -> None:
@@ -68,3 +74,59 @@ def test_what_cannot_be_read_is_an_error_that_names_it(place) -> None:
         file.decompressed() as (data, _),
     ):
         read_block(data, 1, "it")
+
+
+@pytest.mark.parametrize(
+    ("path", "suffix", "codec"),
+    [
+        ("a/b.c/d", "", None),
+        ("a.TXT", ".txt", None),
+        ("a.jsonl.GZ", ".jsonl", "gzip"),
+        ("a.bz2", "", "bz2"),
+        ("a.txt.xz", ".txt", "xz"),
+        ("zip://a.txt::s3://b/c.zip", ".txt", None),
+        ("simplecache::s3://b/c.jsonl.zst", ".jsonl", "zstd"),
+    ],
+)
+def test_a_name_tells_the_suffix_and_the_compression(path: str, suffix: str, codec: str | None) -> None:
+    """Of a URL with several links, the one that has the path."""
+    assert suffix_and_codec(path) == (suffix, codec)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".zst", zstandard.compress), (".bz2", bz2.compress), (".xz", lzma.compress)],
+)
+def test_what_comes_before_damage_is_given(place, suffix: str, compress: Callable[[bytes], bytes]) -> None:
+    """A file that was cut short gives what can be decompressed, then an error; a whole one gives all."""
+    data = random.Random(0).randbytes(300_000) * 2
+    compressed = compress(data[:200_000]) + compress(data[200_000:])
+    whole, cut, other = (
+        InputFile(place(f"{name}{suffix}", content))
+        for name, content in [("whole", compressed), ("cut", compressed[:-100]), ("other", b"something else")]
+    )
+    given = bytearray()
+
+    with whole.decompressed() as (file, _):
+        assert b"".join(blocks_of(file)) == data
+    with cut.decompressed() as (file, _), pytest.raises(FormatError, match="^cannot be decompressed to its end: .*end"):
+        for block in blocks_of(file):
+            given += block
+    assert data.startswith(given)
+    assert len(given) >= 200_000
+    with other.decompressed() as (file, _), pytest.raises(FormatError, match="^cannot be decompressed to its end: "):
+        list(blocks_of(file))
+
+
+def test_a_place_that_fails_is_no_damage(tmp_path: Path) -> None:
+    """An error of the place is a StorageError, also below a codec: what lies there may be good."""
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"12"))
+    file = InputFile(str(tmp_path / "a.txt.gz"))
+
+    for read in (blocks_of, lambda data: [read_block(data, 1, "it")]):
+        with (
+            file.decompressed() as (data, stored),
+            pytest.raises(StorageError, match="cannot be read to its end: .*closed"),
+        ):
+            stored.close()
+            list(read(data))

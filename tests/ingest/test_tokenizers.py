@@ -1,7 +1,7 @@
-"""A tokenizer by file: ids, identity, vocabulary."""
+"""A tokenizer by name: what all kinds have in common."""
 
-import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,98 +11,237 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardstream.ingest.tokenizers import END_OF_TEXT, Tokenizer, train_byte_bpe
+from shardstream.ingest.tokenizers import END_OF_TEXT, load_tokenizer
+from tests.ingest.tokenizer_kinds import (
+    KINDS,
+    LOSSLESS,
+    TEKKEN_FILES,
+    TEXT,
+    byte_bpe,
+    sentencepiece_model,
+    wordpiece,
+)
 
-TEXTS = ["the cat sat on the mat", "the dog ate the cat's hat", "the end"] * 3
-TOKENIZER = train_byte_bpe(TEXTS, vocab_size=280)
-
-
-def test_training_is_repeatable() -> None:
-    """The same texts give the same tokenizer, byte for byte; other texts another."""
-    assert train_byte_bpe(iter(TEXTS), vocab_size=280).sha256 == TOKENIZER.sha256
-    assert train_byte_bpe(["other text, of other words"] * 9, vocab_size=280).sha256 != TOKENIZER.sha256
-
-
-def test_the_vocabulary_is_as_large_as_wanted_or_as_the_text_allows() -> None:
-    """``vocab_size`` bounds the ids; little text ends in fewer, and one below 257 is refused."""
-    assert TOKENIZER.vocab_size == 280
-    assert train_byte_bpe(["ab ab"], vocab_size=1000).vocab_size == 259
-    with pytest.raises(
-        ValueError, match=r"^vocab_size is 256; wanted at least 257: the 256 bytes and <\|endoftext\|>$"
-    ):
-        train_byte_bpe(TEXTS, vocab_size=256)
+UNKNOWN = {"<unk>", "[UNK]"}  # what a vocabulary without all bytes makes of what it lacks
 
 
-@given(st.lists(st.text() | st.just(f"a{END_OF_TEXT}b"), max_size=5))
-def test_text_comes_back_and_is_only_text(texts: list[str]) -> None:
-    """Any text is encoded without loss, and none yields a special id, even where it spells one."""
-    encoded = TOKENIZER.encode_batch(texts)
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_text_is_only_text(kind: str, data: st.DataObject) -> None:
+    """No text yields a special id, whatever it spells; ids are below the vocabulary's size."""
+    tokenizer = KINDS[kind]()
+    special = {tokenizer.id_of(token) for token in tokenizer.special_tokens() if token not in UNKNOWN}
+    spelt = st.sampled_from(tokenizer.special_tokens())
+    texts = data.draw(st.lists(TEXT | spelt | st.builds("{}{}{}".format, TEXT, spelt, TEXT), max_size=4))
 
-    assert [TOKENIZER.decode(ids) for ids in encoded] == texts
-    assert all(ids.dtype == np.uint32 and ids.ndim == 1 for ids in encoded)
-    assert all(0 < token < TOKENIZER.vocab_size for ids in encoded for token in ids)
+    encoded = tokenizer.encode_batch(texts)
 
-
-def test_a_special_token_is_decoded_as_its_name() -> None:
-    """The end-of-text token has an id, and is spelt out; an unknown token has none."""
-    end = TOKENIZER.id_of(END_OF_TEXT)
-
-    assert end == 0
-    assert TOKENIZER.decode([end]) == END_OF_TEXT
-    assert TOKENIZER.id_of("<|nothing|>") is None
-
-
-def test_a_saved_tokenizer_is_the_same_when_loaded(tmp_path: Path) -> None:
-    """The file's bytes are what the checksum identifies."""
-    path = tmp_path / "tokenizer.json"
-    TOKENIZER.save(path)
-
-    loaded = Tokenizer.load(path)
-
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == TOKENIZER.sha256 == loaded.sha256
-    assert loaded.vocab_size == 280
-    assert loaded.encode_batch(TEXTS)[0].tolist() == TOKENIZER.encode_batch(TEXTS)[0].tolist()
+    assert [(ids.dtype.name, ids.ndim) for ids in encoded] == [("uint32", 1)] * len(texts)
+    assert all(token < tokenizer.vocab_size and token not in special for ids in encoded for token in ids.tolist())
+    assert [ids.tolist() for text in texts for ids in tokenizer.encode_batch([text])] == [
+        ids.tolist() for ids in encoded
+    ]
+    if kind in LOSSLESS:
+        assert [tokenizer.decode(ids) for ids in encoded] == texts
 
 
-def test_no_special_id_is_added_by_a_template(tmp_path: Path) -> None:
-    """A post-processor that would put special ids around each text adds none."""
-    path = tmp_path / "tokenizer.json"
-    TOKENIZER.save(path)
-    content = json.loads(path.read_text())
-    content["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
-    }
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_have_ids_and_are_spelt_out(kind: str) -> None:
+    """Each special token has an id of its own, decoded as its name; its end of text is one; no other token has any."""
+    tokenizer = KINDS[kind]()
+    special = tokenizer.special_tokens()
+    ids = [number for token in special if (number := tokenizer.id_of(token)) is not None]
 
-    [ids] = Tokenizer(json.dumps(content).encode()).encode_batch(["the cat"])
-
-    assert 0 not in ids
+    assert ids == sorted(set(ids))
+    assert [tokenizer.decode([number]) for number in ids] == list(special)
+    assert {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} <= {*ids, None}
+    assert tokenizer.eos_id is not None
+    assert tokenizer.id_of("<|nothing|>") is None
 
 
-def test_vocab_size_counts_gaps() -> None:
-    """Ids that an added token leaves unused below it count: a dataset must hold the highest."""
-    content = json.dumps(
-        {"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 9}, "unk_token": "a"}}
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_between_special_ids_are_decoded(kind: str) -> None:
+    """What was written with special ids around it comes back with their names around it."""
+    tokenizer = KINDS[kind]()
+    [ids] = tokenizer.encode_batch(["the cat"])
+
+    assert tokenizer.eos_id is not None
+    end = tokenizer.decode([tokenizer.eos_id])
+
+    text = tokenizer.decode(np.array([tokenizer.eos_id, *ids, tokenizer.eos_id]))
+
+    assert (text[: len(end)], text[-len(end) :]) == (end, end)
+    assert text[len(end) : -len(end)].strip() == "the cat"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_a_character_is_refused(kind: str) -> None:
+    """A lone surrogate, which JSON may spell, has no UTF-8 and no ids."""
+    with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
+        KINDS[kind]().encode_batch(["the cat", "half a \ud800 character"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_that_the_vocabulary_lacks_are_lost(kind: str) -> None:
+    """What is no id of the vocabulary is left out of the text."""
+    tokenizer = KINDS[kind]()
+    [ids] = tokenizer.encode_batch(["cat"])
+
+    assert tokenizer.decode([*ids, tokenizer.vocab_size, tokenizer.vocab_size + 70_000]) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_identity_is_content(kind: str) -> None:
+    """A checksum is 64 hex digits, and no two kinds have the same."""
+    sha256 = KINDS[kind]().sha256
+
+    assert len(bytes.fromhex(sha256)) == 32
+    assert [other for other in KINDS if KINDS[other]().sha256 == sha256] == [kind]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a tokenizer of each kind."""
+    made = tmp_path / "small"
+    made.mkdir()
+    byte_bpe().save(made / "tokenizer.json")
+    model = json.loads((made / "tokenizer.json").read_bytes())["model"]
+    (made / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (made / "merges.txt").write_text("".join(f"{left} {right}\n" for left, right in model["merges"]))
+    (made / "tokenizer.model").write_bytes(sentencepiece_model())
+    (made / "tekken.json").symlink_to(TEKKEN_FILES[0])
+    return made
+
+
+def test_a_folder_is_its_first_tokenizer(folder: Path) -> None:
+    """Of a folder the tokenizer.json counts, then the vocabulary, then the SentencePiece model, then the tekken file."""
+    classes = []
+    for removed in ("tokenizer.json", "vocab.json", "tokenizer.model", "tekken.json"):
+        tokenizer = load_tokenizer(folder)
+        assert tokenizer.name == "small"
+        classes.append((type(tokenizer).__name__, tokenizer.vocab_size))
+        (folder / removed).unlink()
+
+    assert classes == [
+        ("JsonTokenizer", byte_bpe().vocab_size),
+        ("JsonTokenizer", byte_bpe().vocab_size),
+        ("SentencePieceTokenizer", 80),
+        ("TiktokenTokenizer", 131072),
+    ]
+    with pytest.raises(ValueError, match=r"small: no tokenizer in this folder; wanted tokenizer\.json, "):
+        load_tokenizer(folder)
+
+
+def test_a_folder_of_two_models_is_ambiguous(tmp_path: Path) -> None:
+    """Where two files may be meant, both are named."""
+    for name in ("a.model", "b.model"):
+        (tmp_path / name).write_bytes(sentencepiece_model())
+
+    with pytest.raises(ValueError, match=r": a\.model and b\.model may both be meant; name one of them$"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_is_named_after_its_file_or_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is called as all of its kind has its folder's name, another its own."""
+    byte_bpe().save(tmp_path / "mine.json")
+    (tmp_path / "mine.model.v3").write_bytes(sentencepiece_model())
+    monkeypatch.chdir(folder)
+
+    assert load_tokenizer("tokenizer.json").name == "small"
+    assert load_tokenizer("../mine.json").name == "mine.json"
+    assert load_tokenizer("../mine.model.v3").name == "mine.model.v3"
+    assert load_tokenizer("merges.txt").name == "small"
+    assert load_tokenizer("bytes").name == "bytes"
+
+
+@pytest.mark.parametrize(
+    "name", ["here.json", "no/such/folder/tokenizer.json", "here.model", "vocab.json", "/nowhere.txt"]
+)
+def test_a_missing_file_is_not_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is called as a file is a file."""
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(FileNotFoundError):
+        load_tokenizer(name)
+
+
+@pytest.mark.parametrize("name", ["", "s3://bucket/tokenizer.json?", "a/b/c", "tokenizer of mine"])
+def test_what_can_be_no_name_is_refused(name: str) -> None:
+    """A name that is neither a file's nor one of the Hub is answered by what is wanted, without a network."""
+    with pytest.raises(ValueError, match=r" is neither a file or folder nor the name of a tokenizer; wanted .*'bytes'"):
+        load_tokenizer(name)
+
+
+def _loaded_in_a_process(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = f"from shardstream.ingest.tokenizers import load_tokenizer; t = load_tokenizer({name!r}); print(t.name, t.sha256)"
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+        timeout=60,
     )
 
-    assert Tokenizer(content.encode()).vocab_size == 10
 
+@pytest.mark.parametrize("name", ["gpt2", "org/name"])
+def test_a_hub_without_a_network_says_what_to_do(name: str, tmp_path: Path) -> None:
+    """Where the Hub cannot be reached, that is said at once, with what to name instead."""
+    done = _loaded_in_a_process(name, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
 
-@pytest.mark.parametrize("content", [b"{}", b"", b"\xff", b"[1]"], ids=["empty object", "nothing", "no UTF-8", "list"])
-def test_what_is_no_tokenizer_is_refused(content: bytes) -> None:
-    """Content that is no tokenizer.json is a ValueError that names the source."""
-    with pytest.raises(ValueError, match=r"^here\.json: not a tokenizer\.json: "):
-        Tokenizer(content, source="here.json")
-
-
-def test_a_missing_package_is_named_with_its_remedy() -> None:
-    """Without tokenizers the module says what to install."""
-    script = "import sys; sys.modules['tokenizers'] = None; import shardstream.ingest.tokenizers"
-
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-
-    assert done.stderr.endswith(
-        "ModuleNotFoundError: a tokenizer needs tokenizers: pip install 'shardstream[tokenizers]'\n"
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(
+        f"OSError: '{name}' is no file or folder here, and the Hugging Face Hub gave no such tokenizer: "
     )
+    assert message.endswith("without a network, name a local file: tokenizer.json, a SentencePiece .model, tekken.json")
+    assert "Retrying" not in done.stderr
+
+
+def test_a_tokenizer_of_the_hub_that_is_here_needs_no_network(tmp_path: Path) -> None:
+    """What was downloaded once is found by its name."""
+    repository = tmp_path / "hub" / "models--org--name"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    byte_bpe().save(snapshot / "tokenizer.json")
+
+    done = _loaded_in_a_process("org/name", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
+
+    assert done.stdout == f"org/name {byte_bpe().sha256}\n"
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("tokenizers", "tokenizer.json"),
+        ("tokenizers", "vocab.json"),
+        ("sentencepiece", "tokenizer.model"),
+        ("tiktoken", "tekken.json"),
+        ("tiktoken", "tiktoken:cl100k_base"),
+        ("huggingface_hub", "gpt2"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_remedy(library: str, name: str, folder: Path) -> None:
+    """Without the library of its kind a tokenizer says what to install; those that do not need it are there."""
+    script = f"""
+import sys
+sys.modules[{library!r}] = None
+from shardstream.ingest.tokenizers import load_tokenizer
+print(load_tokenizer("bytes").vocab_size)
+load_tokenizer({name!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=folder)
+
+    assert done.stdout == "257\n"
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("ModuleNotFoundError: ")
+    assert message.endswith(f" needs {library}: pip install 'shardstream[tokenizers]'")
+
+
+def test_end_of_text_is_the_same_word_everywhere() -> None:
+    """What a tokenizer of bytes and one that is learnt here call the end of a text is one name."""
+    assert [load_tokenizer("bytes").id_of(END_OF_TEXT), byte_bpe().id_of(END_OF_TEXT)] == [256, 0]
+    assert wordpiece().id_of(END_OF_TEXT) is None
