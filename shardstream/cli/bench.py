@@ -8,6 +8,7 @@ import rich_click as click
 import shardstream
 from shardstream import TokenDataset
 from shardstream.cli.cache import cache_dir_option
+from shardstream.cli.look import trust_locations_option
 from shardstream.cli.measure import batch_maker, has_module, times_of
 from shardstream.cli.program import Verb, examples, wrong_use
 from shardstream.cli.report import Fact, count, counted, json_option, print_report, seconds_text, size, size_text, text
@@ -47,6 +48,7 @@ _READ_TOKENS = 2**22  # 8 or 16 MiB at a time
 @click.option(
     "--max-cache-bytes", type=size_of, metavar="SIZE", help="The most that the cache may take.  [default: no bound]"
 )
+@trust_locations_option
 @json_option
 def bench(
     uri: str,
@@ -56,6 +58,7 @@ def bench(
     seconds: float,
     cache_dir: str | None,
     max_cache_bytes: int | None,
+    trust_locations: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast a dataset can be read where it lies.
@@ -69,7 +72,9 @@ def bench(
     """
     with wrong_use():
         began = time.perf_counter()
-        dataset = shardstream.open(uri, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes)
+        dataset = shardstream.open(
+            uri, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes, trust_locations=trust_locations
+        )
         open_seconds = time.perf_counter() - began
         _check_long_enough(dataset, context_length)
     began = time.perf_counter()

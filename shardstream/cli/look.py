@@ -1,7 +1,17 @@
 """How verbs that only look at a dataset open it."""
 
+from typing import Final
+
+import rich_click as click
+
 import shardstream
 from shardstream import FormatError, TokenDataset
+
+trust_locations_option: Final = click.option(
+    "--trust-locations",
+    is_flag=True,
+    help="Follow the manifest to files outside the dataset, and follow links. For what you adopted yourself.",
+)
 
 
 def look_at(uri: str, *, trust_locations: bool = False) -> TokenDataset:

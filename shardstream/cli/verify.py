@@ -6,7 +6,7 @@ import time
 import rich_click as click
 
 from shardstream import TokenDataset, VerifyReport
-from shardstream.cli.look import look_at
+from shardstream.cli.look import look_at, trust_locations_option
 from shardstream.cli.program import Verb, examples, wrong_use
 from shardstream.cli.progress import progress_bar
 from shardstream.cli.report import console_of, counted, json_option, print_json, seconds_text, size_text
@@ -23,8 +23,9 @@ from shardstream.cli.report import console_of, counted, json_option, print_json,
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Shards read at a time.  [default: one per processor]"
 )
+@trust_locations_option
 @json_option
-def verify(uri: str, *, threads: int | None, as_json: bool) -> None:
+def verify(uri: str, *, threads: int | None, trust_locations: bool, as_json: bool) -> None:
     """Read every shard of a dataset and compare it with the manifest.
 
     Checked are size, checksum, the range of the ids and the number of end-of-document ids. Each bad shard is named with
@@ -32,7 +33,7 @@ def verify(uri: str, *, threads: int | None, as_json: bool) -> None:
     and not kept.
     """
     with wrong_use():
-        dataset = look_at(uri)
+        dataset = look_at(uri, trust_locations=trust_locations)
     report, seconds = verified(dataset, threads, is_quiet=as_json)
     mb_per_second = report.num_bytes / seconds / 1e6
     if as_json:
