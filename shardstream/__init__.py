@@ -7,6 +7,9 @@ that makes a tensor.
 from shardstream import errors
 from shardstream.errors import FormatError, IntegrityError, ResumeError, ShardstreamError, StorageError
 from shardstream.format.manifest import Manifest, ShardEntry, TokenizerIdentity
+from shardstream.ingest.adopt import adopt
+from shardstream.ingest.pipeline import TokenizeProgress, tokenize
+from shardstream.read.side_files import SourceDocument
 from shardstream.read.token_dataset import ShardProblem, TokenDataset, VerifyReport
 from shardstream.read.token_dataset import open_dataset as open  # noqa: A004 - `shardstream.open` reads as `gzip.open` does
 from shardstream.storage.cache import CachedShard, ShardCache
@@ -28,14 +31,18 @@ __all__ = [
     "ShardEntry",
     "ShardProblem",
     "ShardstreamError",
+    "SourceDocument",
     "StorageError",
     "StreamStats",
     "TokenDataset",
+    "TokenizeProgress",
     "TokenizerIdentity",
     "VerifyReport",
+    "adopt",
     "copy",
     "errors",
     "get_batch",
     "merge",
     "open",
+    "tokenize",
 ]

@@ -208,6 +208,7 @@ def train(options: argparse.Namespace, device: torch.device, dp_rank: int, dp_wo
                 print(f"step {step}  {line}", flush=True)
         if options.checkpoint and dp_rank == 0 and (step % options.checkpoint_every == 0 or step == options.steps):
             save_checkpoint(options.checkpoint, step, model_size, parts)
+    print(f"rank {dp_rank}: {stream.stats()}\n", end="", flush=True)
     stream.close()
 
 

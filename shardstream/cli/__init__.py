@@ -2,6 +2,7 @@
 
 import rich_click as click
 
+from shardstream.cli.adopt import adopt
 from shardstream.cli.bench import bench
 from shardstream.cli.cache import cache
 from shardstream.cli.copy import copy
@@ -10,6 +11,7 @@ from shardstream.cli.info import info
 from shardstream.cli.merge import merge
 from shardstream.cli.peek import peek
 from shardstream.cli.program import Program
+from shardstream.cli.tokenize import tokenize
 from shardstream.cli.verify import verify
 from shardstream.cli.warm import warm
 from shardstream.cli.write import write
@@ -28,5 +30,18 @@ def main() -> None:
     """
 
 
-for _verb in (demo, write, merge, copy, info, verify, peek, bench, warm, cache):  # in this order the help lists them
+for _verb in (
+    demo,
+    tokenize,
+    write,
+    adopt,
+    merge,
+    copy,
+    info,
+    verify,
+    peek,
+    bench,
+    warm,
+    cache,
+):  # in this order the help lists them
     main.add_command(_verb)

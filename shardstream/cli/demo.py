@@ -1,10 +1,12 @@
 """``shardstream demo``: the whole job, on real text that every machine has."""
 
+import contextlib
 import json
 import random
 import shlex
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,17 +15,17 @@ from typing import TYPE_CHECKING, Final
 import rich_click as click
 
 import shardstream
-from shardstream import BatchStream, DatasetWriter, TokenDataset
+from shardstream import BatchStream, TokenDataset, TokenizeProgress
 from shardstream.cli.measure import batch_maker, has_module, times_of
 from shardstream.cli.program import Interrupted, RefusedData, Verb, examples, wrong_use
-from shardstream.cli.progress import progress_bar
+from shardstream.cli.progress import job_bar, progress_bar
 from shardstream.cli.report import console_of, counted, print_labelled, printable, seconds_text, size_text
 from shardstream.cli.verify import verified
 from shardstream.errors import StorageError
-from shardstream.ingest.documents import Document, read_document, text_files
+from shardstream.ingest.tokenizers import END_OF_TEXT
 
 if TYPE_CHECKING:
-    from shardstream.ingest.tokenizers import Tokenizer
+    from shardstream.ingest.json_tokenizer import JsonTokenizer
 
 _OUT: Final = "shardstream-demo"
 _DATASET_NAME: Final = "dataset"
@@ -35,7 +37,6 @@ _VOCAB_SIZE: Final = 16_384
 # in a fifth of the time.
 _LEARNING_STRIDE: Final = 4
 _SHARD_TOKENS: Final = 2**20  # 2 MiB: small, so that there are several
-_BATCH_DOCUMENTS: Final = 256  # 64 would leave processors idle: the largest document of a batch makes all wait
 _BATCH_SIZE: Final = 64
 _CONTEXT_LENGTH: Final = 256
 _DRAW_SECONDS: Final = 1.0
@@ -113,48 +114,57 @@ def _check_ours(out: Path) -> None:
     names = {path.name for path in out.iterdir()} if out.exists() else set()
     is_like_ours = not names or (_DATASET_NAME in names and names <= {_DATASET_NAME, _TOKENIZER_NAME})
     try:
-        is_ours = is_like_ours and shardstream.open(out / _DATASET_NAME).manifest.metadata == _METADATA
+        is_ours = (
+            is_like_ours
+            and shardstream.open(out / _DATASET_NAME).manifest.metadata.get("made_by") == _METADATA["made_by"]
+        )
     except StorageError:  # no manifest: a demo that was interrupted, or none
         is_ours = is_like_ours
     if not is_ours:
         raise RefusedData(f"{out}: holds something else than an earlier demo; choose another folder with --out")
 
 
-def _read(source: Path | None) -> list[Document]:
+def _read(source: Path | None) -> list[Path]:
+    """The files that are text."""
     folder = source or Path(sysconfig.get_path("stdlib"))
+    skipped = {"site-packages", "dist-packages"}
     with wrong_use():
-        paths = text_files(folder, suffixes={".py"}, skipped_folders={"site-packages", "dist-packages"})
+        next(folder.iterdir(), None)  # a folder that is there
+    paths = [path for path in sorted(folder.rglob("*.py")) if skipped.isdisjoint(path.parts) and path.is_file()]
     documents = []
-    with progress_bar("reading", sum(path.stat().st_size for path in paths), is_quiet=False) as advance:
+    with progress_bar("reading", _num_bytes(paths), is_quiet=False) as advance:
         for path in paths:
-            documents.append(read_document(path))
-            advance(documents[-1].num_bytes)
+            data = path.read_bytes()
+            with contextlib.suppress(UnicodeDecodeError):
+                data.decode("utf-8")
+                documents.append(path)
+            advance(len(data))
     if not documents:
         raise RefusedData(f"{folder}: holds no .py files; name a folder of Python source with --source")
-    num_repaired = sum(document.is_repaired for document in documents)
-    repaired = f"; {num_repaired} with bytes that are no UTF-8, replaced" if num_repaired else ""
+    num_left_out = len(paths) - len(documents)
+    left_out = f"; {num_left_out} more with bytes that are no UTF-8, left out" if num_left_out else ""
     _say(
         "text",
-        f"{counted(len(documents), 'document')}, {size_text(_num_bytes(documents))}: .py files in {folder}{repaired}",
+        f"{counted(len(documents), 'document')}, {size_text(_num_bytes(documents))}: .py files in {folder}{left_out}",
     )
     return documents
 
 
-def _num_bytes(documents: Sequence[Document]) -> int:
-    return sum(document.num_bytes for document in documents)
+def _num_bytes(paths: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
 
 
-def _learn(documents: Sequence[Document], vocab_size: int) -> "Tokenizer":
-    from shardstream.ingest.tokenizers import train_byte_bpe  # noqa: PLC0415 - heavy, and may be missing
+def _learn(documents: Sequence[Path], vocab_size: int) -> "JsonTokenizer":
+    from shardstream.ingest.json_tokenizer import train_byte_bpe  # noqa: PLC0415 - heavy, and may be missing
 
     lessons = documents[::_LEARNING_STRIDE]
     began = time.perf_counter()
     with progress_bar("learning a tokenizer", _num_bytes(lessons), is_quiet=False) as advance:
 
         def texts() -> Iterator[str]:
-            for document in lessons:  # pragma: no cover - runs in a thread of tokenizers, which no tracer sees
-                yield document.text
-                advance(document.num_bytes)
+            for path in lessons:  # pragma: no cover - runs in a thread of tokenizers, which no tracer sees
+                yield path.read_text("utf-8")
+                advance(path.stat().st_size)
 
         tokenizer = train_byte_bpe(texts(), vocab_size=vocab_size)
     _say(
@@ -165,48 +175,42 @@ def _learn(documents: Sequence[Document], vocab_size: int) -> "Tokenizer":
     return tokenizer
 
 
-def _write(out: Path, documents: Sequence[Document], tokenizer: "Tokenizer") -> TokenDataset:
-    from shardstream.ingest.tokenizers import END_OF_TEXT  # noqa: PLC0415
+def _write(out: Path, documents: Sequence[Path], tokenizer: "JsonTokenizer") -> TokenDataset:
+    began = time.perf_counter()
+    last = TokenizeProgress()
+    with tempfile.TemporaryDirectory() as folder, job_bar("tokenizing and writing", is_quiet=False) as show:
 
-    num_bytes = _num_bytes(documents)
-    encode_seconds = write_seconds = 0.0
-    writer = DatasetWriter(
-        out / _DATASET_NAME,
-        vocab_size=tokenizer.vocab_size,
-        shard_tokens=_SHARD_TOKENS,
-        eos_id=tokenizer.id_of(END_OF_TEXT),
-        tokenizer={"name": "byte-level BPE of shardstream demo", "sha256": tokenizer.sha256},
-        metadata=_METADATA,
-        overwrite=True,
-    )
-    with writer, progress_bar("tokenizing and writing", num_bytes, is_quiet=False) as advance:
-        for first in range(0, len(documents), _BATCH_DOCUMENTS):
-            batch = documents[first : first + _BATCH_DOCUMENTS]
-            began = time.perf_counter()
-            encoded = tokenizer.encode_batch([document.text for document in batch])
-            encoded_at = time.perf_counter()
-            for ids in encoded:
-                writer.append_document(ids)
-            write_seconds += time.perf_counter() - encoded_at
-            encode_seconds += encoded_at - began
-            advance(_num_bytes(batch))
-        began = time.perf_counter()
-        writer.close()
-        write_seconds += time.perf_counter() - began
+        def keep(progress: TokenizeProgress) -> None:
+            nonlocal last
+            last = progress
+            show(progress.num_bytes, progress.total_bytes, progress.note)
+
+        # Beside the dataset only when that is there: a folder with a tokenizer alone is somebody else's.
+        path = Path(folder, "shardstream-demo", _TOKENIZER_NAME)
+        path.parent.mkdir()
+        tokenizer.save(path)
+        manifest = shardstream.tokenize(
+            documents,
+            out / _DATASET_NAME,
+            tokenizer=path,
+            eos=END_OF_TEXT,
+            side_files=True,
+            shard_tokens=_SHARD_TOKENS,
+            metadata=_METADATA,
+            overwrite=True,
+            progress=keep,
+        )
+    seconds = time.perf_counter() - began
     tokenizer.save(out / _TOKENIZER_NAME)
-    manifest = writer.manifest
-    num_tokens = manifest.num_tokens
     _say(
         "tokens",
-        f"{num_tokens:,}, {num_bytes / num_tokens:.2f} bytes of text each: tokenized in "
-        f"{seconds_text(encode_seconds)}, {num_bytes / encode_seconds / 1e6:,.1f} MB/s, "
-        f"{num_tokens / encode_seconds / 1e6:,.2f} M tokens/s",
+        f"{manifest.num_tokens:,}, {last.num_bytes / manifest.num_tokens:.2f} bytes of text each: tokenized and written "
+        f"in {seconds_text(seconds)}, {last.num_bytes / seconds / 1e6:,.1f} MB/s, "
+        f"{manifest.num_tokens / seconds / 1e6:,.2f} M tokens/s",
     )
     _say(
         "dataset",
-        f"{out / _DATASET_NAME}: {counted(len(manifest.shards), 'shard')}, {size_text(manifest.num_bytes)}, written in "
-        f"{seconds_text(write_seconds)}, {manifest.num_bytes / write_seconds / 1e6:,.0f} MB/s, "
-        f"{num_tokens / write_seconds / 1e6:,.0f} M tokens/s",
+        f"{out / _DATASET_NAME}: {counted(len(manifest.shards), 'shard')}, {size_text(manifest.num_bytes)}",
     )
     return shardstream.open(out / _DATASET_NAME)
 

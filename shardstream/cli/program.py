@@ -71,8 +71,12 @@ class Verb(click.RichCommand):
             raise RefusedData(self._in_options(_described(error))) from error
 
     def _in_options(self, message: str) -> str:
-        """The library speaks of its arguments, the user of the verb's options: ``resume=True`` is ``--resume``."""
+        """The library speaks of its arguments, the user of the verb's options.
+
+        ``resume=True`` is ``--resume``, ``on_error='skip'`` is ``--on-error skip``.
+        """
         for parameter in self.params:
+            message = re.sub(rf"\b{parameter.name}='(\w+)'", rf"{parameter.opts[0]} \1", message)
             message = re.sub(rf"\b{parameter.name}=True\b", parameter.opts[0], message)
         return message
 

@@ -45,10 +45,15 @@ with shardstream.BatchStream(
     share: float = stats.wait_share
 stateful: Stateful = stream
 
+document: shardstream.SourceDocument = dataset.document_at(0)
+origin: tuple[int, str, str] = (document.start, document.source, document.key)
 downloaded: tuple[shardstream.ShardEntry, ...] = dataset.download(stream.shards(), progress=lambda entry: entry.name)
 cached: list[shardstream.CachedShard] = shardstream.ShardCache("cache", 10**9).shards()
 copied: tuple[shardstream.ShardEntry, ...] = shardstream.copy(
     Path("dataset"), "s3://bucket/dataset", dst_storage_options={"profile": "me"}, progress=lambda num_bytes: num_bytes
+)
+adopted: shardstream.Manifest = shardstream.adopt(
+    ["train.bin", Path("ids.npy")], "adopted", vocab_size=50257, dtype="uint16", progress=lambda num_bytes: num_bytes
 )
 merged: shardstream.Manifest = shardstream.merge(["all/part-0", Path("all/part-1")], "all", overwrite=True)
 error: type[shardstream.ShardstreamError] = shardstream.errors.FormatError

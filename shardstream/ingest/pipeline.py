@@ -1,0 +1,236 @@
+"""Text -> one dataset: ``tokenize``."""
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from shardstream.format.manifest import Manifest, TokenizerIdentity
+from shardstream.ingest.job import Job
+from shardstream.ingest.part import Advance, OnError, Settings, SpecialText
+from shardstream.ingest.plan import plan_parts
+from shardstream.ingest.processes import run_tasks
+from shardstream.ingest.tokenizers import Tokenizer, load_tokenizer
+from shardstream.ingest.worker import Setup, Task
+from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS
+from shardstream.write.zstd_upload import Compression
+
+_log = logging.getLogger("shardstream")
+
+# A corpus may have millions of them.
+_NUM_BAD_RECORDS_SHOWN: Final = 20
+
+# Who writes the parts: called with them, with what they have in common, and with what to call as the work goes on;
+# returns when all are done. A part may be tried more than once, also at once: see ``Job.part_uri``.
+Engine: TypeAlias = Callable[[Sequence[Task], Setup, Callable[[Advance], object]], None]
+
+
+class TokenizeProgress(NamedTuple):
+    """How far a tokenizer job has come."""
+
+    num_bytes: int = 0
+    """Stored bytes of the inputs that are done, in earlier runs too."""
+    total_bytes: int = 0
+    num_documents: int = 0
+    """Documents tokenized in this run."""
+    num_tokens: int = 0
+    num_bad_records: int = 0
+    """Records left out in this run."""
+
+    @property
+    def note(self) -> str:
+        """What there is beside bytes, in words."""
+        left_out = f", {self.num_bad_records:,} bad records" if self.num_bad_records else ""
+        return f"{self.num_documents:,} documents, {self.num_tokens:,} tokens{left_out}"
+
+
+def tokenize(
+    inputs: Sequence[str | os.PathLike[str]],
+    uri: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str],
+    text_field: str = "text",
+    eos: str | None = None,
+    add_bos: bool = False,
+    special_text: SpecialText = "encode",
+    on_error: OnError = "stop",
+    shuffle_documents: int | None = None,
+    side_files: bool = False,
+    shard_tokens: int = DEFAULT_SHARD_TOKENS,
+    part_bytes: int | None = None,
+    compression: Compression | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    processes: int | None = None,
+    engine: Engine | None = None,
+    overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Callable[[TokenizeProgress], object] | None = None,
+) -> Manifest:
+    """Tokenize text into a dataset, on all processors of this machine or on a cluster.
+
+    The inputs are cut into parts, by their sizes alone. Each part is written by one process; when all are there, one
+    manifest makes them a dataset. So its digest does not depend on ``processes``, and after a crash, or Ctrl-C, the same
+    call goes on: a part that is done is never done again, and one that was begun goes on from its last full shard.
+
+    Args:
+        inputs: Files, folders, glob patterns or fsspec URLs of them, in the order of the stream: JSON lines (also
+            compressed), Parquet and Arrow, of which one field is read; any other file is text, and one document.
+        uri: Folder or URL of the dataset; empty, or not there yet, or holding this very job, unfinished or done.
+        tokenizer: A tokenizer's file or folder, ``bytes``, ``tiktoken:NAME``, or a name on the Hugging Face Hub.
+        text_field: The field of JSON lines, or the column, that holds the text.
+        eos: The token that ends each document, as the vocabulary spells it; None takes the tokenizer's own.
+        add_bos: Begin each document with the tokenizer's own token for that.
+        special_text: What happens where text spells a special token, such as ``<|endoftext|>``: ``"encode"`` takes it as
+            the letters that it is, ``"refuse"`` makes the document a bad record. Never does text become a special token.
+        on_error: What a bad record does: ``"stop"`` ends the job with its file and place, ``"skip"`` leaves it out, counts
+            it and logs the first.
+        shuffle_documents: A seed: documents are put in a new order, within buffers of 2**25 characters.
+        side_files: Write beside each shard where its documents come from; see ``TokenDataset.document_at``.
+        shard_tokens: Tokens of each shard but the last of a part.
+        part_bytes: About how many stored bytes of the inputs make a part; None makes 256 parts, of 4 MiB to 1 GiB.
+        compression: As for ``DatasetWriter``.
+        metadata: Kept in the manifest, beside ``tokenize``, which says how the dataset came about.
+        processes: How many work at a time; None is one for each processor that this process may use.
+        engine: Who writes the parts in place of processes on this machine, such as
+            ``shardstream.integrations.ray_data.RayEngine``; the dataset is the same.
+        overwrite: Replace the dataset, or what another job left, at ``uri``.
+        storage_options: Passed to the fsspec filesystem of inputs and target.
+        progress: Called as the work goes on, by one thread at a time.
+
+    Returns:
+        The manifest. ``metadata["tokenize"]`` counts the documents that were empty and the records that were bad.
+
+    Raises:
+        ValueError: An argument is out of range, or nothing to read was found.
+        FormatError: A record is bad, or there is no document at all.
+        StorageError: The target holds something else, or something cannot be read or written.
+        ResumeError: An unfinished job with other inputs or settings is at ``uri``; the message names the difference.
+    """
+    if processes is not None and engine is not None:
+        raise ValueError("processes are of this machine, which an engine does not use: give one of the two")
+    num_processes = _num_processors() if processes is None else processes
+    if num_processes < 1:
+        raise ValueError(f"processes is {processes}; wanted at least 1")
+    run = engine or functools.partial(run_tasks, num_processes=num_processes)
+    name = os.fspath(tokenizer)
+    settings = _settings_of(
+        load_tokenizer(name),
+        text_field=text_field,
+        eos=eos,
+        add_bos=add_bos,
+        special_text=special_text,
+        on_error=on_error,
+        shuffle_documents=shuffle_documents,
+        side_files=side_files,
+        shard_tokens=shard_tokens,
+        compression=compression,
+    )
+    _check_apart([os.fspath(one) for one in inputs], os.fspath(uri))
+    plan = plan_parts([os.fspath(one) for one in inputs], part_bytes=part_bytes, storage_options=storage_options)
+    job = Job(
+        os.fspath(uri),
+        settings,
+        plan,
+        metadata=metadata or {},
+        overwrite=overwrite,
+        storage_options=storage_options,
+    )
+    with job:
+        if job.manifest is not None:
+            return job.manifest
+        todo = job.todo()
+        counter = _Counter(plan.num_bytes, progress)
+        counter.advance(Advance(num_bytes=plan.num_bytes - sum(one.num_bytes for i in todo for one in plan.parts[i])))
+        run(
+            [Task(index=index, uri=job.part_uri(index), ranges=plan.parts[index]) for index in todo],
+            Setup(tokenizer=name, settings=settings, storage_options=dict(storage_options or {}) or None),
+            counter.advance,
+        )
+        return job.publish()
+
+
+def _check_apart(inputs: Sequence[str], uri: str) -> None:
+    """Refuse a target that the next run, or this very one, would take for a part of its inputs."""
+    for one in inputs:
+        if f"{_absolute(uri)}/".startswith(f"{_absolute(one)}/"):
+            raise ValueError(f"{uri} lies in the input {one}; choose a place outside")
+
+
+def _absolute(place: str) -> str:
+    return place.rstrip("/") if "://" in place else os.path.realpath(place)
+
+
+def _settings_of(
+    tokenizer: Tokenizer,
+    *,
+    text_field: str,
+    eos: str | None,
+    add_bos: bool,
+    special_text: SpecialText,
+    on_error: OnError,
+    shuffle_documents: int | None,
+    side_files: bool,
+    shard_tokens: int,
+    compression: Compression | None,
+) -> Settings:
+    """The settings of a job, checked against its tokenizer."""
+    eos_id = tokenizer.eos_id if eos is None else tokenizer.id_of(eos)
+    if eos_id is None and eos is None:
+        raise ValueError(f"tokenizer {tokenizer.name} names no end of text; say which token ends a document with eos")
+    if eos_id is None:
+        raise ValueError(f"eos is {eos!r}, which tokenizer {tokenizer.name} does not have as a token")
+    if add_bos and tokenizer.bos_id is None:
+        raise ValueError(f"add_bos: tokenizer {tokenizer.name} has no token that begins a document")
+    identity = TokenizerIdentity(
+        name=tokenizer.name,
+        sha256=tokenizer.sha256,
+        eos_id=eos_id,
+        bos_id=tokenizer.bos_id,
+        pad_id=tokenizer.pad_id,
+    )
+    fields = {
+        "tokenizer": msgspec.to_builtins(identity),
+        "vocab_size": tokenizer.vocab_size,
+        "text_field": text_field,
+        "add_bos": add_bos,
+        "special_text": special_text,
+        "on_error": on_error,
+        "shuffle_seed": shuffle_documents,
+        "side_files": side_files,
+        "shard_tokens": shard_tokens,
+        "compression": compression,
+    }
+    try:
+        return msgspec.convert(fields, Settings)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
+
+
+class _Counter:
+    """Adds up what parts tell of their progress."""
+
+    def __init__(self, total_bytes: int, progress: Callable[[TokenizeProgress], object] | None) -> None:
+        self._sum = TokenizeProgress(total_bytes=total_bytes)
+        self._progress: Final = progress
+
+    def advance(self, done: Advance) -> None:
+        self._sum = TokenizeProgress(
+            num_bytes=self._sum.num_bytes + done.num_bytes,
+            total_bytes=self._sum.total_bytes,
+            num_documents=self._sum.num_documents + done.num_documents,
+            num_tokens=self._sum.num_tokens + done.num_tokens,
+            num_bad_records=self._sum.num_bad_records + bool(done.left_out),
+        )
+        if done.left_out and self._sum.num_bad_records <= _NUM_BAD_RECORDS_SHOWN:
+            _log.warning("left out: %s", done.left_out)
+        if self._progress is not None:
+            self._progress(self._sum)
+
+
+def _num_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # pragma: no cover - macOS and Windows
