@@ -181,6 +181,7 @@ def _facts_of(manifest: Manifest, progress: TokenizeProgress, seconds: float) ->
     account = manifest.metadata["tokenize"]
     return [
         *facts_of(manifest),
+        count("num_ignored_files", "ignored files", account["num_ignored_files"]),
         count("num_empty_documents", "empty documents", account["num_empty_documents"]),
         count("num_bad_records", "bad records", account["num_bad_records"]),
         Fact("seconds", "time", seconds, seconds_text(seconds)),

@@ -202,6 +202,7 @@ class Job:
             "job_sha256": self._sha256,
             "inputs_sha256": self.plan.inputs_sha256,
             "num_parts": len(parts),
+            "num_ignored_files": self.plan.num_ignored,
             "num_empty_documents": _sum_of(parts, "num_empty_documents"),
             "num_bad_records": _sum_of(parts, "num_bad_records"),
             "add_bos": self.settings.add_bos,

@@ -130,6 +130,11 @@ def tokenize(
     )
     _check_apart([os.fspath(one) for one in inputs], os.fspath(uri))
     plan = plan_parts([os.fspath(one) for one in inputs], part_bytes=part_bytes, storage_options=storage_options)
+    if plan.num_ignored:
+        _log.warning(
+            "left out: %d files in folders, whose suffixes name no kind of text; name them by a pattern, such as '**/*.py'",
+            plan.num_ignored,
+        )
     job = Job(
         os.fspath(uri),
         settings,

@@ -372,6 +372,17 @@ def test_only_the_first_bad_records_are_logged(tokenize, inputs: Path, caplog) -
     assert len(caplog.records) == 20
 
 
+def test_files_of_no_known_kind_are_counted(tokenize, inputs: Path, caplog) -> None:
+    """A folder may hold anything; what is left out of it is said, and how to have it taken."""
+    (inputs / "setup.py").write_text("print()")
+    manifest = tokenize()
+
+    assert manifest.metadata["tokenize"]["num_ignored_files"] == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "left out: 1 files in folders, whose suffixes name no kind of text; name them by a pattern, such as '**/*.py'"
+    ]
+
+
 def test_inputs_without_a_document_make_no_dataset(tokenize, tmp_path: Path) -> None:
     """Nothing is left where nothing was written, and the message says what was left out."""
     (tmp_path / "empty.jsonl").write_text('{"text": ""}\n{"text": 1}\n')

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 from measure import MIB, Bar, Report, Timings, arguments, scratch_folder, take_turns
-from shardstream.integrations.ray_data import RayEngine
 
 import shardstream
 from shardstream.ingest.json_tokenizer import train_byte_bpe
 from shardstream.ingest.tokenizers import END_OF_TEXT, load_tokenizer
+from shardstream.integrations.ray_data import RayEngine
 
 LINUX_DOC = Path("/usr/share/doc/linux-doc-6.1/Documentation")
 BATCH_CHARACTERS = 2**20
