@@ -95,7 +95,11 @@ _RAY: Final = "ray"
     show_default=True,
     help="Processes of this machine, or tasks of a Ray cluster; the dataset is the same.",
 )
-@click.option("--address", metavar="A", help="The Ray cluster: auto, or HOST:PORT.  [default: one started here]")
+@click.option(
+    "--address",
+    metavar="A",
+    help="The Ray cluster: auto, or HOST:PORT.  [default: that of RAY_ADDRESS, one that runs here, or one started here]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the dataset, or what another job left, at URI.")
 @json_option
 def tokenize(  # the options are the interface

@@ -421,6 +421,14 @@ def test_wrong_arguments_are_refused(tokenize, tmp_path: Path, options: dict[str
     assert not (tmp_path / "out").exists()
 
 
+def test_a_part_that_nobody_sees_is_no_dataset(tokenize, tmp_path: Path) -> None:
+    """An engine whose parts went where this process cannot look: nothing is published, and the message says why."""
+    with pytest.raises(StorageError, match="part"):
+        tokenize(processes=None, engine=lambda *_: None)
+
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
 @pytest.mark.parametrize("place", [".", "out", "deep/er"])
 def test_a_target_inside_its_inputs_is_refused(tokenize, inputs: Path, place: str) -> None:
     """The next run would take the dataset for text."""

@@ -1,0 +1,484 @@
+"""Tokenizing on a Ray cluster, through Ray Data.
+
+Two ways. ``shardstream.tokenize(..., engine=RayEngine())`` is the tokenizer job with its parts on a cluster. For who has
+a pipeline of his own, :class:`Encode` turns texts into ids and :class:`TokenDatasink` writes them::
+
+    encode = Encode("tokenizer.json")
+    ids = ray.data.read_parquet("s3://raw/web").map_batches(encode, batch_format="pyarrow")
+    ids.write_datasink(TokenDatasink("s3://corpora/web", vocab_size=encode.vocab_size, tokenizer=encode.identity))
+
+Ray runs a task again when its process or its node is lost, and it may be wrong about the loss. So every try writes a
+folder of its own below ``parts/``, and one manifest, published when all tasks are done, lists one try of each. Inputs,
+tokenizer and target have to be reachable by the same name from every node: object storage, or a shared filesystem.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from shardstream.errors import FormatError, ShardstreamError, StorageError
+from shardstream.ingest.part import Advance, write_part
+from shardstream.ingest.tokenizers import load_tokenizer
+from shardstream.ingest.worker import ONE_THREAD, Setup, Task, agreed_tokenizer
+from shardstream.storage.store import store_of
+from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS, DatasetWriter
+from shardstream.write.journal import LOCK_NAME
+from shardstream.write.merge import merge
+from shardstream.write.target import (
+    DATASINK_NAME,
+    PARTS_FOLDER,
+    check_target,
+    clear_target,
+    target_names,
+)
+from shardstream.write.zstd_upload import Compression
+
+try:
+    import ray
+    import ray.data
+    from ray.data.block import BlockAccessor
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "shardstream.integrations.ray_data needs Ray Data: pip install 'shardstream[ray]'"
+    ) from error
+
+# Of one task, lost with its process or its node. Ray Data would go on for ever, also where a part does not fit in memory.
+_MAX_RETRIES: Final = 10
+# A task tells of its progress once in so many seconds, and the driver asks as often: 1,000 of them are no load.
+_PROGRESS_S: Final = 1.0
+_TELL_TIMEOUT_S: Final = 10
+# Small objects that are deleted: in object storage each takes a round trip, so many at a time.
+_NUM_THREADS: Final = 16
+_TASK_COLUMN: Final = "task"
+
+
+class _Counts(NamedTuple):
+    num_documents: int = 0
+    num_tokens: int = 0
+    num_bytes: int = 0
+
+    @classmethod
+    def of(cls, advance: Advance) -> "_Counts":
+        return cls(advance.num_documents, advance.num_tokens, advance.num_bytes)
+
+    def plus(self, other: "_Counts", sign: int = 1) -> "_Counts":
+        return _Counts(*(mine + sign * more for mine, more in zip(self, other, strict=True)))
+
+
+# Takes the number of a part, the name of a try, what is new of it, and whether that is the last.
+_Tell: TypeAlias = Callable[..., object]
+
+
+class RayEngine:
+    """Writes the parts of ``shardstream.tokenize(..., engine=RayEngine())`` as tasks of a Ray cluster.
+
+    The dataset is the one that processes of one machine write, and a job begun by one is gone on with by the other. A
+    task takes one processor. A task whose process or node is lost runs again, elsewhere; a bad record ends the job.
+
+    Args:
+        address: The cluster, as ``ray.init`` takes it: ``"auto"``, or HOST:PORT. None finds that of ``RAY_ADDRESS``, or one
+            that runs on this machine, and else starts one, which ends with the job. Where Ray is initialised already,
+            that is used and this is not.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address
+
+    def __call__(self, tasks: Sequence[Task], setup: Setup, advance: Callable[[Advance], object]) -> None:
+        """Write all parts; returns when all are done.
+
+        Args:
+            tasks: The parts.
+            setup: What they have in common.
+            advance: Called as the work goes on, by one thread at a time. What a lost task had told is taken back.
+
+        Raises:
+            ShardstreamError, ValueError, OSError: What went wrong in a part, or with the cluster.
+        """
+        if not tasks:
+            return
+        setup = msgspec.structs.replace(setup, tokenizer=_name_on_nodes(setup.tokenizer))
+        with _connection(self._address), _silence(), _tally_of(advance) as tally:
+            rows = [{_TASK_COLUMN: msgspec.json.encode(task)} for task in tasks]
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+            dataset.context.enable_progress_bars = False
+            dataset.context.max_errored_blocks = 0
+            try:
+                dataset.write_datasink(
+                    _PartsDatasink(setup, functools.partial(_tell, tally)),
+                    ray_remote_args={
+                        "num_cpus": 1,
+                        "max_retries": _MAX_RETRIES,
+                        "runtime_env": {"env_vars": ONE_THREAD},
+                    },
+                )
+            except RayError as error:
+                if isinstance(error, RayTaskError) and isinstance(error.cause, _PartError):
+                    raise error.cause.args[0] from error
+                raise ShardstreamError(f"Ray could not write all parts: {error}") from error
+
+
+class TokenDatasink(ray.data.Datasink[tuple[int, str]]):
+    """Writes rows of ids as one dataset: ``ray_dataset.write_datasink(TokenDatasink(uri, vocab_size=...))``.
+
+    Each row is a document. Each write task writes a part; when all are done, one manifest makes them a dataset, in the
+    order of the tasks. That is the order of the rows where ``DataContext.execution_options.preserve_order`` is set. What
+    tries of a task wrote that were lost is not in the dataset, and is deleted.
+
+    When the write fails, nothing is published, and what was written is deleted. A record stays, since tasks may have been
+    at work still: ``overwrite=True`` starts again.
+
+    Args:
+        uri: A folder that all nodes share, or any fsspec URL; empty, or not there yet.
+        vocab_size: Number of ids, 1 to 2**32.
+        column: The column of lists of ids.
+        eos_id: The id that ends each document; None, where ``tokenizer`` names none either, writes the ids and no more.
+        tokenizer, shard_tokens, metadata, compression: As for ``DatasetWriter``.
+        overwrite: Replace the dataset, or what a failed write left, at ``uri``.
+        storage_options: Passed to the fsspec filesystem, on every node.
+
+    Raises:
+        ValueError: ``write_datasink`` finds an id outside the vocabulary, ``eos_id`` in a row, or no such column.
+        FormatError: There is no row at all.
+        StorageError: The target is not empty, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        uri: str | os.PathLike[str],
+        *,
+        vocab_size: int,
+        column: str = "tokens",
+        eos_id: int | None = None,
+        tokenizer: Mapping[str, Any] | None = None,
+        shard_tokens: int = DEFAULT_SHARD_TOKENS,
+        metadata: Mapping[str, Any] | None = None,
+        compression: Compression | None = None,
+        overwrite: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._storage_options = dict(storage_options or {})
+        self._store = store_of(uri, self._storage_options)
+        self._column = column
+        self._metadata = dict(metadata or {})
+        self._overwrite = overwrite
+        self._has_documents = eos_id is not None or (tokenizer or {}).get("eos_id") is not None
+        self._writer_options: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "shard_tokens": shard_tokens,
+            "eos_id": eos_id,
+            "tokenizer": tokenizer,
+            "compression": compression,
+        }
+        # Part of each folder's name: a write deletes what itself wrote, and no other's.
+        self._write_id = uuid.uuid4().hex[:12]
+        self._is_under_way = False
+
+    def on_write_start(self, schema: pa.Schema | None = None) -> None:
+        """Claim the target."""
+        del schema
+        with self._store.lock(LOCK_NAME):
+            names = target_names(self._store)
+            if DATASINK_NAME in names and not self._overwrite:
+                raise StorageError(
+                    f"{self._store.uri}: a TokenDatasink is at work here, or one failed; overwrite=True starts again"
+                )
+            check_target(self._store, names, overwrite=self._overwrite, resume=False)
+            clear_target(self._store, names)
+            self._store.put(DATASINK_NAME, b"{}", overwrite=False)
+        self._is_under_way = True
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> tuple[int, str]:
+        """Write one part.
+
+        Returns:
+            The number of the task, and the folder of this try of it.
+        """
+        number = ctx.task_idx
+        folder = f"{PARTS_FOLDER}/{number:06d}-{self._write_id}{_name_of_try()}"
+        with DatasetWriter(
+            f"{self._store.uri}/{folder}", storage_options=self._storage_options, **self._writer_options
+        ) as writer:
+            append = writer.append_document if self._has_documents else writer.append
+            for block in blocks:
+                for ids in _rows_of(block, self._column):
+                    append(ids)
+        return number, folder
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Publish the dataset; then remove what is not of it."""
+        folders = [f"{self._store.uri}/{folder}" for _, folder in sorted(write_result.write_returns)]
+        if not write_result.num_rows:
+            raise FormatError(f"{self._store.uri}: there was no row to write")
+        manifest = merge(folders, self._store.uri, metadata=self._metadata, storage_options=self._storage_options)
+        self._is_under_way = False
+        self._delete_parts(kept={shard.name for shard in manifest.shards})
+        self._store.delete(DATASINK_NAME)
+
+    def on_write_failed(self, error: Exception) -> None:
+        """Delete what was written, as far as tasks are not at work still."""
+        del error
+        if self._is_under_way:
+            self._is_under_way = False
+            with contextlib.suppress(StorageError):  # the error that brought us here is the one to show
+                self._delete_parts(kept=set())
+
+    def _delete_parts(self, *, kept: set[str]) -> None:
+        ours = [name for name in target_names(self._store) if name.startswith(f"{PARTS_FOLDER}/")]
+        ours = [name for name in ours if self._write_id in name and name not in kept]
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            list(pool.map(self._store.delete, ours))
+        self._store.delete_partials()
+
+
+class Encode:
+    """Texts -> ids, for ``map_batches`` of a Ray dataset; see :class:`TokenDatasink`.
+
+    Text is only text: where it spells a special token, that is encoded as any other letters are, and no special id is
+    added. Each process of a cluster loads the tokenizer once. A task is one processor's work, so give Hugging Face's
+    tokenizers one thread: ``map_batches(encode, runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}})``.
+
+    Args:
+        tokenizer: As for ``shardstream.tokenize``: a file or folder, which every node has, or a name.
+        text_column: The column of texts.
+        column: The column of lists of ids that takes the place of all columns.
+
+    Attributes:
+        vocab_size: Number of ids, for the writer.
+        identity: Name, checksum and special ids of the tokenizer, for the writer.
+
+    Raises:
+        ValueError, OSError: There is no such tokenizer. When called: there is no such column.
+        FormatError: When called: a row holds no text.
+    """
+
+    def __init__(self, tokenizer: str | os.PathLike[str], *, text_column: str = "text", column: str = "tokens") -> None:
+        self._tokenizer = _name_on_nodes(os.fspath(tokenizer))
+        self._text_column = text_column
+        self._column = column
+        loaded = load_tokenizer(self._tokenizer)
+        self.vocab_size: int = loaded.vocab_size
+        self.identity: dict[str, Any] = {
+            "name": loaded.name,
+            "sha256": loaded.sha256,
+            "eos_id": loaded.eos_id,
+            "bos_id": loaded.bos_id,
+            "pad_id": loaded.pad_id,
+        }
+
+    def __call__(self, batch: Any) -> pa.Table:
+        """Encode a batch.
+
+        Args:
+            batch: Of any ``batch_format``: columns by name.
+
+        Returns:
+            One column of lists of ids, a row for each text.
+        """
+        _check_column(batch, self._text_column)
+        found = batch[self._text_column]
+        texts = found.to_pylist() if isinstance(found, pa.ChunkedArray) else list(found)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise FormatError(
+                    f"column {self._text_column!r}, row {index} of a batch is {text!r:.50}; wanted text, filter it out"
+                )
+        tokenizer = agreed_tokenizer(self._tokenizer, self.identity["sha256"])
+        ids = tokenizer.encode_batch(texts)
+        bounds = np.cumsum([0, *map(len, ids)])
+        values = np.concatenate([np.empty(0, dtype=np.uint32), *ids])
+        return pa.table({self._column: pa.LargeListArray.from_arrays(bounds, values)})
+
+
+class _PartsDatasink(ray.data.Datasink[None]):
+    """Writes a part of a tokenizer job for each row. What becomes of them, the job decides."""
+
+    def __init__(self, setup: Setup, tell: _Tell) -> None:
+        self._setup = setup
+        self._tell = tell
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
+        del ctx
+        for block in blocks:
+            for task in BlockAccessor.for_block(block).to_numpy(_TASK_COLUMN):
+                self._write(msgspec.json.decode(task, type=Task))
+
+    def _write(self, task: Task) -> None:
+        name = _name_of_try()
+        report = _Report(functools.partial(self._tell, task.index, name))
+        settings = self._setup.settings
+        try:
+            write_part(
+                task.ranges,
+                f"{task.uri}-{name}",
+                index=task.index,
+                settings=settings,
+                tokenizer=agreed_tokenizer(self._setup.tokenizer, settings.tokenizer.sha256),
+                advance=report,
+                storage_options=self._setup.storage_options,
+            )
+        except OSError as error:
+            raise _PartError(StorageError(f"on node {platform.node()}: {error}")) from error
+        except (ShardstreamError, ValueError, ImportError) as error:
+            raise _PartError(error) from error
+        report.flush(is_last=True)
+
+
+class _PartError(Exception):
+    """Takes an error, its one argument, to the driver as it is: Ray Data would add to its message."""
+
+
+class _Report:
+    """Tells of progress, but not too often."""
+
+    def __init__(self, tell: _Tell) -> None:
+        self._tell = tell
+        self._counts = _Counts()
+        self._left_out: list[str] = []
+        self._told_at = -_PROGRESS_S
+
+    def __call__(self, advance: Advance) -> None:
+        self._counts = self._counts.plus(_Counts.of(advance))
+        self._left_out += [advance.left_out] if advance.left_out else []
+        if time.monotonic() >= self._told_at + _PROGRESS_S:
+            self.flush(is_last=False)
+
+    def flush(self, *, is_last: bool) -> None:
+        self._tell(self._counts, self._left_out, is_last=is_last)
+        self._counts, self._left_out = _Counts(), []
+        self._told_at = time.monotonic()
+
+
+class _Tally:
+    """Adds up what tasks tell: an actor beside the driver. Of each part, the last try counts."""
+
+    def __init__(self) -> None:
+        self._untold = _Counts()
+        self._untold_left_out: list[str] = []
+        self._tries: dict[int, list[str]] = {}
+        self._counts: dict[int, _Counts] = {}
+        self._left_out: dict[int, set[str]] = {}
+
+    def add(self, part: int, name: str, counts: _Counts, left_out: list[str]) -> None:
+        """A try of a part, by its name, has done so much more."""
+        tries = self._tries.setdefault(part, [])
+        if name not in tries:
+            tries.append(name)
+            self._untold = self._untold.plus(self._counts.pop(part, _Counts()), sign=-1)
+        if name != tries[-1]:  # it was taken for lost, another try has begun, and it goes on all the same
+            return
+        self._untold = self._untold.plus(counts)
+        self._counts[part] = self._counts.get(part, _Counts()).plus(counts)
+        known = self._left_out.setdefault(part, set())
+        self._untold_left_out += [record for record in left_out if record not in known]
+        known.update(left_out)
+
+    def take(self) -> list[Advance]:
+        """What is new since the last call."""
+        news = [Advance(**self._untold._asdict()), *(Advance(left_out=record) for record in self._untold_left_out)]
+        self._untold, self._untold_left_out = _Counts(), []
+        return news
+
+
+def _tell(tally: Any, *news: Any, is_last: bool) -> None:
+    """Tell the actor; when the task is about to end, wait until it has heard: the driver will ask it no more."""
+    heard = tally.add.remote(*news)
+    if is_last:
+        with contextlib.suppress(RayError):  # without the actor there is no progress to show, and the work goes on
+            ray.get(heard, timeout=_TELL_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def _tally_of(advance: Callable[[Advance], object]) -> Iterator[Any]:
+    """A tally, of which ``advance`` hears from a thread while the block runs, and once more at its end."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    tally: Any = ray.remote(num_cpus=0)(_Tally).options(scheduling_strategy=here).remote()
+    is_over = threading.Event()
+
+    def tell() -> None:
+        with contextlib.suppress(RayError):
+            for news in ray.get(tally.take.remote()):
+                advance(news)
+
+    def listen() -> None:
+        while not is_over.wait(_PROGRESS_S):
+            tell()
+
+    with ThreadPoolExecutor(1) as pool:
+        listening = pool.submit(listen)
+        try:
+            yield tally
+        finally:
+            is_over.set()
+        listening.result()
+        tell()
+        ray.kill(tally)
+
+
+@contextlib.contextmanager
+def _connection(address: str | None) -> Iterator[None]:
+    """Ray, initialised; what is begun here is ended here."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Ray Data says nothing: progress and errors are the job's to show."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _name_on_nodes(tokenizer: str) -> str:
+    """The same tokenizer for a process with another working folder."""
+    return os.path.abspath(tokenizer) if os.path.exists(tokenizer) else tokenizer  # noqa: PTH100, PTH110 - links stay
+
+
+def _name_of_try() -> str:
+    return uuid.uuid4().hex
+
+
+def _rows_of(block: Any, column: str) -> Iterator[Any]:
+    """The lists of ids in a block, in any form in which Ray Data keeps lists."""
+    accessor = BlockAccessor.for_block(block)
+    if not accessor.num_rows():
+        return
+    _check_column(block, column)
+    if isinstance(block, pa.Table) and pa.types.is_nested(block.schema.field(column).type):
+        for row in block.column(column):
+            if not row.is_valid:
+                raise FormatError(f"column {column!r} has a row that is null; wanted a list of ids, filter it out")
+            yield row.values
+    else:
+        yield from accessor.to_numpy(column)
+
+
+def _check_column(table: Any, column: str) -> None:
+    names = table.column_names if isinstance(table, pa.Table) else list(table)
+    if column not in names:
+        raise ValueError(f"no column {column!r}; the rows have: {', '.join(map(str, names))}")
