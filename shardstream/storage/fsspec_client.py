@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from shardstream.storage.remote_store import Body, ClientUpload
+from shardstream.storage.client import Body, ClientUpload
 from shardstream.storage.retry import Fault, fault_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import obstore
 from obstore.store import from_url
 
-from shardstream.storage.remote_store import Body, ClientUpload
+from shardstream.storage.client import Body, ClientUpload
 from shardstream.storage.retry import RETRY_FOR_S
 
 # A request that has not been answered, or whose bytes have stopped coming, for so long has failed.
