@@ -22,7 +22,7 @@ from shardstream.cli.progress import job_bar, progress_bar
 from shardstream.cli.report import console_of, counted, print_labelled, printable, seconds_text, size_text
 from shardstream.cli.verify import verified
 from shardstream.errors import StorageError
-from shardstream.ingest.tokenizers import END_OF_TEXT
+from shardstream.ingest.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
     from shardstream.ingest.json_tokenizer import JsonTokenizer

@@ -10,7 +10,8 @@ from shardstream import TokenDataset
 from shardstream.cli.look import look_at, trust_locations_option
 from shardstream.cli.program import Verb, examples, wrong_use
 from shardstream.cli.report import console_of, counted, json_option, print_json, printable
-from shardstream.ingest.tokenizers import Tokenizer, load_tokenizer
+from shardstream.ingest.tokenizer import Tokenizer
+from shardstream.ingest.tokenizers import load_tokenizer
 
 _DEFAULT_LENGTH: Final = 64  # tokens: some lines of a terminal
 

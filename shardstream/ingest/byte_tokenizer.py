@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardstream.ingest.tokenizers import END_OF_TEXT
+from shardstream.ingest.tokenizer import END_OF_TEXT
 
 _NUM_BYTES: Final = 256
 # Says what decides the ids, as another tokenizer's file does.
@@ -15,7 +15,7 @@ _DEFINITION: Final = b"shardstream bytes: ids 0 to 255 are the bytes of UTF-8, 2
 
 
 class ByteTokenizer:
-    """Each byte of a text's UTF-8 is an id, and 256 ends it. See :class:`shardstream.ingest.tokenizers.Tokenizer`."""
+    """Each byte of a text's UTF-8 is an id, and 256 ends it. See :class:`shardstream.ingest.tokenizer.Tokenizer`."""
 
     name: Final = "bytes"
     sha256: Final = hashlib.sha256(_DEFINITION).hexdigest()

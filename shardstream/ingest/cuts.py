@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from shardstream.ingest.byte_tokenizer import ByteTokenizer
-from shardstream.ingest.tokenizers import Tokenizer
+from shardstream.ingest.tokenizer import Tokenizer
 
 _PLACE: Final = re.compile(r"(?<=[^\W\d_])[ \n](?=[^\W\d_])")
 _SCAN: Final = 4096  # characters that are looked through at once, from the end of a text on

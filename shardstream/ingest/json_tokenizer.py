@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardstream.ingest.tokenizers import END_OF_TEXT, joins_words
+from shardstream.ingest.tokenizer import END_OF_TEXT, joins_words
 
 if TYPE_CHECKING:
     from shardstream.ingest.fast_bpe import FastBpe
@@ -40,7 +40,7 @@ _GPT2_CLASSES: Final = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "L
 
 
 class JsonTokenizer:
-    """What a ``tokenizer.json`` says. See :class:`shardstream.ingest.tokenizers.Tokenizer`.
+    """What a ``tokenizer.json`` says. See :class:`shardstream.ingest.tokenizer.Tokenizer`.
 
     Of the file only that counts which makes ids of text: its truncation, padding and post-processor, which would cut
     text off or put ids around it, and a dropout, which would make ids random, are left aside.

@@ -17,7 +17,7 @@ from shardstream.format.manifest import PositiveCount, TokenizerIdentity
 from shardstream.ingest.cuts import Cutter
 from shardstream.ingest.documents import BadRecord, DocumentPiece, pieces_of
 from shardstream.ingest.plan import InputRange
-from shardstream.ingest.tokenizers import Tokenizer
+from shardstream.ingest.tokenizer import Tokenizer
 from shardstream.order.permutation import Permutation
 from shardstream.write.dataset_writer import DatasetWriter
 from shardstream.write.zstd_upload import Compression

@@ -13,7 +13,8 @@ from shardstream.ingest.job import Job
 from shardstream.ingest.part import Advance, OnError, Settings, SpecialText
 from shardstream.ingest.plan import plan_parts
 from shardstream.ingest.processes import run_tasks
-from shardstream.ingest.tokenizers import Tokenizer, load_tokenizer
+from shardstream.ingest.tokenizer import Tokenizer
+from shardstream.ingest.tokenizers import load_tokenizer
 from shardstream.ingest.worker import Setup, Task
 from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS
 from shardstream.write.zstd_upload import Compression

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardstream.ingest.tokenizers import joins_words
+from shardstream.ingest.tokenizer import joins_words
 
 try:
     import sentencepiece
@@ -21,7 +21,7 @@ _RANKS: Final = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
 
 
 class SentencePieceTokenizer:
-    """What a ``.model`` file says. See :class:`shardstream.ingest.tokenizers.Tokenizer`.
+    """What a ``.model`` file says. See :class:`shardstream.ingest.tokenizer.Tokenizer`.
 
     Special are the model's control symbols and its unknown token: SentencePiece never finds them in text. Its
     user-defined symbols are text, and found wherever a text spells them; that is what they are for.

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardstream.ingest.tokenizers import END_OF_TEXT, joins_words
+from shardstream.ingest.tokenizer import END_OF_TEXT, joins_words
 
 try:
     import tiktoken
@@ -27,7 +27,7 @@ _TEKKEN_SPECIAL_TOKENS: Final = (
 
 
 class TiktokenTokenizer:
-    """An encoding of tiktoken. See :class:`shardstream.ingest.tokenizers.Tokenizer`.
+    """An encoding of tiktoken. See :class:`shardstream.ingest.tokenizer.Tokenizer`.
 
     Args:
         encoding: The encoding.

@@ -1,15 +1,11 @@
-"""A tokenizer by name: text -> ids, identity, vocabulary."""
+"""A tokenizer by its name."""
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-END_OF_TEXT: Final = "<|endoftext|>"
+from shardstream.ingest.tokenizer import Tokenizer
 
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _FILE_SUFFIXES: Final = (".json", ".model", ".txt")
@@ -27,73 +23,6 @@ _WANTED: Final = (
     "wanted tokenizer.json, vocab.json with merges.txt, a SentencePiece .model, tekken.json, a folder with one of these, "
     "'tiktoken:NAME', 'bytes', or a name on the Hugging Face Hub"
 )
-_LETTER_THEN_SPACE: Final = re.compile(r"(?:[^\W\d_]|\ufffd)[\s▁]")  # U+FFFD: a part of a character, maybe of a letter
-
-
-class Tokenizer(Protocol):
-    """Text to ids and back.
-
-    Text is only text: where it spells a special token, that is encoded as any other letters are, and no special id is
-    added at its ends. So a special id can come from nobody but the caller.
-    """
-
-    @property
-    def name(self) -> str:
-        """What a person calls it, such as ``gpt2``."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Checksum of all that decides ids: what a dataset records as its tokenizer's identity."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the highest id: what a dataset of these ids needs. Ids below it may be unused."""
-        ...
-
-    @property
-    def bos_id(self) -> int | None:
-        """The id that begins a text, as the tokenizer's own files say; None where they do not."""
-        ...
-
-    @property
-    def eos_id(self) -> int | None:
-        """The id that ends a text."""
-        ...
-
-    @property
-    def pad_id(self) -> int | None:
-        """The id that fills up a batch."""
-        ...
-
-    def id_of(self, token: str) -> int | None:
-        """The id of one token, such as ``<|endoftext|>``; None where the vocabulary has no such token."""
-        ...
-
-    def special_tokens(self) -> tuple[str, ...]:
-        """The texts that stand for special ids, by id: a document that spells one may have been written to deceive."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, in order; one array of shape (num_tokens,) per text.
-
-        Raises:
-            UnicodeEncodeError: A text holds half a character, a lone surrogate.
-        """
-        ...
-
-    def decode(self, ids: ArrayLike) -> str:
-        """The text of ids, special tokens spelt out. An id that the vocabulary lacks, and half a character, is lost."""
-        ...
-
-    def joins_words(self) -> bool:
-        """Whether a text cannot be cut between a word and the white space after it without a change of ids.
-
-        So it is where a token may hold the end of a word and white space after it, and where the choice of tokens at one
-        place of a text depends on places far away.
-        """
-        ...
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
@@ -135,11 +64,6 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
     if _HUB_NAME.fullmatch(name):
         return _load_file(_file_in(_hub_folder(name)), name=name)
     raise ValueError(f"{name!r} is neither a file or folder nor the name of a tokenizer; {_WANTED}")
-
-
-def joins_words(token_texts: Sequence[str]) -> bool:
-    """Whether one of these tokens holds a letter and white space after it."""
-    return any(map(_LETTER_THEN_SPACE.search, token_texts))
 
 
 def _file_in(folder: Path) -> Path:

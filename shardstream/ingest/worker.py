@@ -16,7 +16,8 @@ import msgspec
 from shardstream.errors import FormatError, ShardstreamError
 from shardstream.ingest.part import Advance, Settings, write_part
 from shardstream.ingest.plan import InputRange
-from shardstream.ingest.tokenizers import Tokenizer, load_tokenizer
+from shardstream.ingest.tokenizer import Tokenizer
+from shardstream.ingest.tokenizers import load_tokenizer
 
 # A worker is one core's worth: tokenizers would start a thread for each core in every one of them.
 ONE_THREAD: Final = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

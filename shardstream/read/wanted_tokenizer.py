@@ -11,7 +11,7 @@ _NUM_HEX_DIGITS: Final = 64
 
 
 class HasSha256(Protocol):
-    """Anything that names a tokenizer by its content, such as :class:`shardstream.ingest.tokenizers.Tokenizer`."""
+    """Anything that names a tokenizer by its content, such as :class:`shardstream.ingest.tokenizer.Tokenizer`."""
 
     @property
     def sha256(self) -> str | None:

@@ -20,7 +20,8 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from shardstream.ingest import fast_bpe
 from shardstream.ingest.fast_bpe import FastBpe, disputed_characters, fast_bpe_of
 from shardstream.ingest.json_tokenizer import JsonTokenizer, train_byte_bpe
-from shardstream.ingest.tokenizers import END_OF_TEXT, load_tokenizer
+from shardstream.ingest.tokenizer import END_OF_TEXT
+from shardstream.ingest.tokenizers import load_tokenizer
 from tests.ingest.tokenizer_kinds import LINES, LLAMA3, O200K, TEXT, byte_bpe
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

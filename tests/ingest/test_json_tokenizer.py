@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardstream.ingest.json_tokenizer import JsonTokenizer, train_byte_bpe
-from shardstream.ingest.tokenizers import END_OF_TEXT, load_tokenizer
+from shardstream.ingest.tokenizer import END_OF_TEXT
+from shardstream.ingest.tokenizers import load_tokenizer
 from tests.ingest.tokenizer_kinds import GPT2, LINES, TEXT, byte_bpe, byte_ranks, json_tokenizer, unigram
 
 

@@ -21,7 +21,8 @@ from shardstream.ingest import part as part_module
 from shardstream.ingest.json_tokenizer import JsonTokenizer, train_byte_bpe
 from shardstream.ingest.part import Advance, Settings, write_part
 from shardstream.ingest.plan import plan_parts
-from shardstream.ingest.tokenizers import END_OF_TEXT, Tokenizer, load_tokenizer
+from shardstream.ingest.tokenizer import END_OF_TEXT, Tokenizer
+from shardstream.ingest.tokenizers import load_tokenizer
 from tests.ingest.tokenizer_kinds import TEKKEN_FILES
 
 WORDS = ["the ", "Größe", " and", "日本", "\n\n", "naïve", "  x", "🙂", "don't ", END_OF_TEXT]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from shardstream.ingest.tiktoken_tokenizer import TiktokenTokenizer, tekken_of, tokenizer_of_encoding
-from shardstream.ingest.tokenizers import END_OF_TEXT, load_tokenizer
+from shardstream.ingest.tokenizer import END_OF_TEXT
+from shardstream.ingest.tokenizers import load_tokenizer
 from tests.ingest.tokenizer_kinds import GPT2, LLAMA3, TEKKEN_FILES, TEXT, byte_ranks, tiktoken_like
 
 PLUGIN = f"""

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardstream.ingest.tokenizers import END_OF_TEXT, load_tokenizer
+from shardstream.ingest.tokenizer import END_OF_TEXT
+from shardstream.ingest.tokenizers import load_tokenizer
 from tests.ingest.tokenizer_kinds import (
     KINDS,
     LOSSLESS,

@@ -19,7 +19,8 @@ from shardstream.ingest.byte_tokenizer import ByteTokenizer
 from shardstream.ingest.json_tokenizer import JsonTokenizer, train_byte_bpe
 from shardstream.ingest.sentencepiece_tokenizer import SentencePieceTokenizer
 from shardstream.ingest.tiktoken_tokenizer import tokenizer_of_encoding
-from shardstream.ingest.tokenizers import END_OF_TEXT, Tokenizer, load_tokenizer
+from shardstream.ingest.tokenizer import END_OF_TEXT, Tokenizer
+from shardstream.ingest.tokenizers import load_tokenizer
 
 LINES = ["the cat sat on the mat, wasn't it?", "The dog ate 1234 of the cat's hats; then it slept.", "было слово"] * 9
 TEKKEN_FILES = sorted((Path(mistral_common.__file__).parent / "data").glob("tekken_*.json"))

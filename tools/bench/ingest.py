@@ -30,7 +30,8 @@ from measure import MIB, Bar, Report, Timings, arguments, scratch_folder, take_t
 
 import shardstream
 from shardstream.ingest.json_tokenizer import train_byte_bpe
-from shardstream.ingest.tokenizers import END_OF_TEXT, load_tokenizer
+from shardstream.ingest.tokenizer import END_OF_TEXT
+from shardstream.ingest.tokenizers import load_tokenizer
 from shardstream.integrations.ray_data import RayEngine
 
 LINUX_DOC = Path("/usr/share/doc/linux-doc-6.1/Documentation")
