@@ -49,13 +49,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shard_tokens: PositiveCount
     compression: Compression | None
 
-    @property
-    def eos_id(self) -> int:
-        """The id that ends every document."""
-        if self.tokenizer.eos_id is None:
-            raise ValueError("the tokenizer has no end of text; name one with eos")
-        return self.tokenizer.eos_id
-
 
 class Advance(msgspec.Struct, frozen=True, kw_only=True):
     """What was done since the last one of its kind."""
@@ -328,11 +321,11 @@ def _documents(pieces: Iterator[DocumentPiece]) -> Iterator[_AnyDocument]:
 
 
 def _rest_of_document(first: DocumentPiece, others: Iterator[DocumentPiece]) -> Iterator[DocumentPiece]:
-    yield first
-    for piece in others:
+    piece = first
+    while not piece.is_last:
         yield piece
-        if piece.is_last:
-            return
+        piece = next(others)
+    yield piece
 
 
 def _place(source: str, key: str) -> str:

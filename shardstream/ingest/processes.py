@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Final
+from typing import IO, Final, cast
 
 import msgspec
 
@@ -58,13 +58,15 @@ def run_tasks(tasks: Sequence[Task], setup: Setup, advance: Callable[[Advance], 
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_Worker(setup)) for _ in range(min(num_processes, len(tasks)))]
         pool = stack.enter_context(ThreadPoolExecutor(max(1, len(workers))))
-        # The processes end before the pool waits for its threads: one that failed, or Ctrl-C, ends all.
-        for worker in workers:
-            stack.callback(worker.kill)
-        futures = [pool.submit(worker.run, next_task, advance_alone) for worker in workers]
-        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in finished:
-            future.result()
+        try:
+            futures = [pool.submit(worker.run, next_task, advance_alone) for worker in workers]
+            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+        except BaseException:  # one that failed, or Ctrl-C, ends all: the pool waits for threads that wait for them
+            for worker in workers:
+                worker.kill()
+            raise
 
 
 class _Worker:
@@ -81,14 +83,15 @@ class _Worker:
             env={**os.environ, **ONE_THREAD},
             start_new_session=True,  # Ctrl-C is the parent's to hear, which ends its processes
         )
+        self._stdin, self._stdout = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        """Wait for the process, which ends with its standard input."""
+        for pipe in (self._stdin, self._stdout):
             with contextlib.suppress(OSError):  # what it did not read any more
-                pipe.close()  # type: ignore[union-attr] # both are pipes
+                pipe.close()
+        self._process.wait()
 
     def kill(self) -> None:
         self._process.kill()
@@ -98,27 +101,25 @@ class _Worker:
         self._tell(self._setup)
         while (task := next_task()) is not None:
             self._tell(task)
-            for answer in self._answers():
+            while not (answer := self._answer()).is_done:
                 if answer.error is not None:
+                    self._process.wait()  # those were its last words
                     raise _error_of(answer)
-                if answer.is_done:
-                    break
                 advance(answer.advance or Advance())
 
     def _tell(self, what: Setup | Task) -> None:
-        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
         with contextlib.suppress(BrokenPipeError):  # it has ended: its last answer says why
-            self._process.stdin.write(msgspec.json.encode(what) + b"\n")
-            self._process.stdin.flush()
+            self._stdin.write(msgspec.json.encode(what) + b"\n")
+            self._stdin.flush()
 
-    def _answers(self) -> Iterator[Answer]:
-        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
-        for line in self._process.stdout:
-            yield msgspec.json.decode(line, type=Answer)
-        raise ShardstreamError(
-            f"a tokenizing process ended without a word (status {self._process.wait()}): killed, or out of memory; the "
-            "same call goes on from what is durable, fewer processes take less memory"
-        )
+    def _answer(self) -> Answer:
+        line = self._stdout.readline()
+        if not line:
+            raise ShardstreamError(
+                f"a tokenizing process ended without a word (status {self._process.wait()}): killed, or out of memory; "
+                "the same call goes on from what is durable, fewer processes take less memory"
+            )
+        return msgspec.json.decode(line, type=Answer)
 
 
 def _error_of(answer: Answer) -> Exception:

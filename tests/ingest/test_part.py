@@ -218,6 +218,16 @@ def test_a_document_longer_than_memory_has_the_ids_of_the_whole(write, tmp_path:
 
 
 @pytest.mark.usefixtures("small_pieces")
+def test_bos_begins_a_long_document_too(write, tmp_path: Path) -> None:
+    """Once, before its first piece."""
+    bpe = JsonTokenizer(BPE_WITH_BOS, source="bos")
+    (tmp_path / "a.txt").write_text("the tree " * 500)
+    ids = write(tmp_path / "a.txt", tokenizer=bpe, add_bos=True)[:].tolist()
+
+    assert ids == [bpe.bos_id, *bpe.encode_batch(["the tree " * 500])[0].tolist(), bpe.eos_id]
+
+
+@pytest.mark.usefixtures("small_pieces")
 def test_a_long_document_without_a_place_to_cut_is_refused_when_it_outgrows_memory(
     write, tmp_path: Path, monkeypatch
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 import shardstream
 from shardstream import FormatError, ResumeError, ShardstreamError, StorageError, TokenizeProgress
@@ -397,6 +398,10 @@ def test_eos_and_bos_are_the_named_tokens(tokenize, tmp_path: Path, inputs: Path
     """A tokenizer without the token that is asked for is refused; the message names both."""
     with pytest.raises(ValueError, match="eos is '</s>', which tokenizer bytes does not have as a token"):
         tokenize(eos="</s>")
+    nameless = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    nameless.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="names no end of text; say which token ends a document with eos"):
+        tokenize(tokenizer=tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match="add_bos: tokenizer bytes has no token that begins a document"):
         tokenize(add_bos=True)
 
