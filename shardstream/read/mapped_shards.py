@@ -445,10 +445,10 @@ def _block_table(bounds: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]:
     """
     num_shards = len(bounds) - 1
     total = int(bounds[-1])
-    largest = int(np.diff(bounds).max(initial=1))
-    block_bits = largest.bit_length() - 1
-    if largest != 1 << block_bits:
-        block_bits = max(0, block_bits - 6)  # a bound inside a block sends 1 window in 64 the slow way
+    block_bits = int(np.diff(bounds).max(initial=1)).bit_length() - 1
+    if (bounds[:-1] % (1 << block_bits)).any():
+        # A bound inside a block sends what follows it there the slow way: of a shard of mean length, a 64th at most.
+        block_bits = max(0, (total // num_shards).bit_length() - 7)
     while (total >> block_bits) >= _MAX_NUM_BLOCKS:
         block_bits += 1
     num_blocks = (total >> block_bits) + 1

@@ -89,6 +89,28 @@ def test_a_start_outside_is_refused(start: int, is_warm: bool, tmp_path: Path) -
         shards.gather(np.array([3, start], dtype=np.int64), 20, None)
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [[2**12] * 9 + [77], [3000] * 9, [2**12, 900] * 20, [900] + [2**12] * 20, [2**12, 2**12, 17] * 9],
+    ids=["equal", "no power of two", "short ones between", "a short one first", "tiny ones between"],
+)
+def test_few_windows_are_gathered_the_slow_way(lengths: list[int], tmp_path: Path) -> None:
+    """Short shards may stand anywhere, as parallel writers leave them: what a bound lies before is looked up all the same."""
+    mapped, tokens = shards_of(tmp_path, lengths)
+    mapped.gather(np.arange(len(tokens)), 1, None)  # all are mapped now
+    slow: list[int] = []
+    gather_slowly = mapped._gather_slowly
+
+    def counted(starts: np.ndarray, length: int) -> np.ndarray:
+        slow.append(len(starts))
+        return gather_slowly(starts, length)
+
+    mapped._gather_slowly = counted  # type: ignore[method-assign]
+    mapped.gather(np.arange(len(tokens)), 1, None)
+
+    assert sum(slow) <= len(tokens) / 32
+
+
 def test_a_window_longer_than_the_view_allows_is_copied_in_spans(tmp_path: Path) -> None:
     """Windows too long for the strided view are right too."""
     shards, tokens = shards_of(tmp_path, [50_000, 50_000, 50_000])

@@ -139,7 +139,7 @@ def measure_speed(report: Report, size: Size, corpus: Corpus, tokenizer: str, ta
         "shardstream on Ray, 2 workers": ours("ray", engine=RayEngine()),
     }
     began = time.perf_counter()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     report.setup["ray_start_s"] = time.perf_counter() - began
     try:
         timings = take_turns(
