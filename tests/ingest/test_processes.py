@@ -112,6 +112,18 @@ def test_a_process_that_cannot_begin_says_why(tmp_path: Path, monkeypatch: pytes
         run_tasks(tasks_in(tmp_path, 1), setup(), lambda _: None, num_processes=1)
 
 
+def test_an_error_that_nobody_foresaw_shows_where_it_happened(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is no error of data or of a place is raised here, and the process prints its traceback."""
+    task = Task(index=0, uri="nowhere://at/all", ranges=())
+
+    with pytest.raises(ValueError, match="nowhere"):
+        run_tasks([task], setup(), lambda _: None, num_processes=1)
+
+    assert "Traceback" in capfd.readouterr().err
+
+
 PARENT = """
 import json, sys, time
 import msgspec
