@@ -17,12 +17,13 @@ _DEFINITION: Final = b"shardstream bytes: ids 0 to 255 are the bytes of UTF-8, 2
 class ByteTokenizer:
     """Each byte of a text's UTF-8 is an id, and 256 ends it. See :class:`shardstream.ingest.tokenizer.Tokenizer`."""
 
-    name: Final = "bytes"
-    sha256: Final = hashlib.sha256(_DEFINITION).hexdigest()
-    vocab_size: Final = _NUM_BYTES + 1
-    bos_id: Final = None
-    eos_id: Final = _NUM_BYTES
-    pad_id: Final = None
+    def __init__(self) -> None:
+        self.name: Final = "bytes"
+        self.sha256: Final = hashlib.sha256(_DEFINITION).hexdigest()
+        self.vocab_size: Final = _NUM_BYTES + 1
+        self.bos_id: Final = None
+        self.eos_id: Final = _NUM_BYTES
+        self.pad_id: Final = None
 
     def id_of(self, token: str) -> int | None:
         """256 for ``<|endoftext|>``, and the byte of an ASCII character."""

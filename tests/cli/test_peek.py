@@ -123,7 +123,7 @@ def test_a_tokenizer_that_does_not_suit_is_noted(run, write_dataset, tmp_path: P
 
 def test_a_tokenizer_may_be_named(run, write_dataset) -> None:
     """What names a tokenizer elsewhere names it here: bytes need no file."""
-    uri = write_dataset(list(b"caf\xc3\xa9"), vocab_size=257).uri
+    uri = write_dataset(list("café".encode()), vocab_size=257).uri
 
     assert run("peek", uri, "--tokenizer", "bytes").stdout.endswith("\n\nas text\ncafé\n")
 

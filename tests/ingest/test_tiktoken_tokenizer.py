@@ -60,10 +60,10 @@ for name in ("tiktoken:small", "tiktoken:endless"):
 
 def test_an_unknown_encoding_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     """A name that tiktoken does not know is answered by those that it does."""
-    done = _run("load_tokenizer('tiktoken:smal')", tmp_path)
+    done = _run("load_tokenizer('tiktoken:tiny')", tmp_path)
 
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("ValueError: tiktoken:smal: tiktoken knows no such encoding; it knows ")
+    assert message.startswith("ValueError: tiktoken:tiny: tiktoken knows no such encoding; it knows ")
     assert " small" in message
 
 
