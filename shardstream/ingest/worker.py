@@ -62,6 +62,8 @@ def main() -> None:
             if not isinstance(error, (ShardstreamError, OSError)):
                 traceback.print_exc()  # nobody foresaw it, so where it happened matters
             _say(answers, Answer(error=type(error).__name__, message=str(error)))
+    sys.stderr.flush()
+    os._exit(1)  # Python's own way out would stumble over the thread that waits at standard input
 
 
 def _work(lines: "queue.SimpleQueue[bytes]", answers: BinaryIO) -> NoReturn:

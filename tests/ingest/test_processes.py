@@ -60,14 +60,15 @@ def test_all_parts_are_written(tmp_path: Path, num_tasks: int, num_processes: in
     assert sum(one.num_bytes for one in told) == sum(one.num_bytes for task in tasks for one in task.ranges)
 
 
-def test_another_tokenizer_than_the_job_began_with_is_refused(tmp_path: Path) -> None:
-    """A process that finds other ids under the tokenizer's name writes nothing."""
+def test_another_tokenizer_than_the_job_began_with_is_refused(tmp_path: Path, capfd) -> None:
+    """A process that finds other ids under the tokenizer's name writes nothing, and says nothing beside the error."""
     identity = TokenizerIdentity(name="bytes", sha256="0" * 64, eos_id=256)
 
     with pytest.raises(FormatError, match="bytes: the tokenizer has changed since the job began"):
         run_tasks(tasks_in(tmp_path, 3), setup(tokenizer=identity), lambda _: None, num_processes=2)
 
     assert not list(tmp_path.glob("part-*"))
+    assert capfd.readouterr().err == ""
 
 
 def test_an_error_of_a_part_is_raised_as_what_it_was(tmp_path: Path) -> None:
@@ -121,7 +122,9 @@ def test_an_error_that_nobody_foresaw_shows_where_it_happened(
     with pytest.raises(ValueError, match="nowhere"):
         run_tasks([task], setup(), lambda _: None, num_processes=1)
 
-    assert "Traceback" in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert "Traceback" in shown
+    assert "Fatal" not in shown
 
 
 PARENT = """
