@@ -20,6 +20,11 @@ shift
 SLURM_NODEID=0 "$@" & first=$!
 SLURM_NODEID=1 "$@" && wait $first
 """
+# A cluster so large that its list of nodes overfills a pipe that nobody reads to the end.
+SCONTROL = """#!/bin/bash
+printf '127.0.0.1\\n'
+seq --format='node-%06.0f' 2 50000
+"""
 
 pytestmark = pytest.mark.skipif(not BATCH_FILE.is_file(), reason="docker/ comes with the checkout, not with the wheel")
 
@@ -31,7 +36,7 @@ def test_two_nodes_train(tmp_path: Path) -> None:
         writer.append(np.arange(2000) % 17)
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, text in {"srun": SRUN, "scontrol": "#!/bin/bash\nprintf '127.0.0.1\\nother\\n'\n"}.items():
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     slurm = {
