@@ -10,6 +10,7 @@ from shardstream.cli.info import facts_of
 from shardstream.cli.program import Verb, examples, wrong_use
 from shardstream.cli.progress import progress_bar
 from shardstream.cli.report import Fact, count, counted, json_option, print_report, rate, seconds_text, text
+from shardstream.cli.target import tokenizer_name_option
 from shardstream.ingest.adopt import FoundFiles, adopt_files, find_files
 
 
@@ -37,7 +38,7 @@ from shardstream.ingest.adopt import FoundFiles, adopt_files, find_files
     help="Dtype of files that do not say it: uint16, int16, uint32 or int32.  [default: by the vocabulary]",
 )
 @click.option("--eos-id", type=int, metavar="N", help="Id that ends a document, to be counted.")
-@click.option("--tokenizer-name", metavar="TEXT", help="Who made the ids, such as gpt2; recorded in the manifest.")
+@tokenizer_name_option
 @click.option(
     "--no-checksum",
     is_flag=True,

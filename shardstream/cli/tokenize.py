@@ -1,7 +1,7 @@
 """``shardstream tokenize``: text becomes a dataset."""
 
 import time
-from typing import Final
+from typing import Any, Final
 
 import rich_click as click
 
@@ -11,10 +11,9 @@ from shardstream.cli.info import facts_of
 from shardstream.cli.program import Interrupted, Verb, examples, wrong_use
 from shardstream.cli.progress import job_bar
 from shardstream.cli.report import Fact, count, json_option, print_report, seconds_text, text
-from shardstream.ingest.part import OnError, SpecialText
+from shardstream.cli.target import out_option
 from shardstream.ingest.pipeline import Engine
 from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS
-from shardstream.write.zstd_upload import Compression
 
 _LOCAL: Final = "local"
 _RAY: Final = "ray"
@@ -37,9 +36,7 @@ _RAY: Final = "ray"
     help="tokenizer.json, a folder that holds one (or vocab.json and merges.txt), a SentencePiece .model, tekken.json, "
     "tiktoken:NAME, a name on the Hugging Face Hub, or bytes, which needs nothing.",
 )
-@click.option(
-    "--out", "uri", metavar="URI", required=True, help="Folder or URL of the dataset; empty, or not there yet."
-)
+@out_option
 @click.option("--processes", type=int, metavar="N", help="Processes at work.  [default: one per processor]")
 @click.option(
     "--text-field",
@@ -102,26 +99,16 @@ _RAY: Final = "ray"
 )
 @click.option("--overwrite", is_flag=True, help="Replace the dataset, or what another job left, at URI.")
 @json_option
-def tokenize(  # the options are the interface
+def tokenize(
     inputs: tuple[str, ...],
     *,
-    tokenizer: str,
     uri: str,
     processes: int | None,
-    text_field: str,
-    eos: str | None,
-    add_bos: bool,
-    special_text: SpecialText,
-    on_error: OnError,
-    shuffle_documents: int | None,
-    side_files: bool,
-    shard_tokens: int,
-    part_bytes: int | None,
-    compression: Compression | None,
     engine: str,
     address: str | None,
     overwrite: bool,
     as_json: bool,
+    **options: Any,  # those of shardstream.tokenize, under their names
 ) -> None:
     """Tokenize text into one dataset.
 
@@ -146,21 +133,11 @@ def tokenize(  # the options are the interface
             manifest = shardstream.tokenize(
                 inputs,
                 uri,
-                tokenizer=tokenizer,
-                text_field=text_field,
-                eos=eos,
-                add_bos=add_bos,
-                special_text=special_text,
-                on_error=on_error,
-                shuffle_documents=shuffle_documents,
-                side_files=side_files,
-                shard_tokens=shard_tokens,
-                part_bytes=part_bytes,
-                compression=compression,
                 processes=processes,
                 engine=chosen,
                 overwrite=overwrite,
                 progress=keep,
+                **options,
             )
     except KeyboardInterrupt as error:
         again = "the same command without --overwrite" if overwrite else "the same command"

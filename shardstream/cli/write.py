@@ -12,6 +12,7 @@ from shardstream.cli.info import facts_of
 from shardstream.cli.program import Interrupted, RefusedData, Verb, examples, refused_data, wrong_use
 from shardstream.cli.progress import progress_bar
 from shardstream.cli.report import Fact, count, json_option, print_report, seconds_text, size_text, text
+from shardstream.cli.target import out_option, tokenizer_name_option
 from shardstream.ingest.flat_ids import decimal_stream, raw_stream
 from shardstream.ingest.token_files import open_token_file
 from shardstream.ingest.token_pieces import TokenFile
@@ -31,9 +32,7 @@ _STDIN: Final = "standard input"
     ),
 )
 @click.argument("inputs", metavar="IN...", nargs=-1, required=True)
-@click.option(
-    "--out", "uri", metavar="URI", required=True, help="Folder or URL of the dataset; empty, or not there yet."
-)
+@out_option
 @click.option(
     "--vocab-size",
     type=int,
@@ -65,7 +64,7 @@ _STDIN: Final = "standard input"
     "storage. Where the dataset is read from a local disk, leave it out: raw shards are mapped as they lie, compressed "
     "ones take a cache and time to be decompressed into it.  [default: raw]",
 )
-@click.option("--tokenizer-name", metavar="TEXT", help="Who made the ids, such as gpt2; recorded in the manifest.")
+@tokenizer_name_option
 @click.option("--overwrite", is_flag=True, help="Replace the dataset, or what a run left behind, at URI.")
 @click.option("--resume", is_flag=True, help="Go on where an earlier run of the same command stopped.")
 @json_option

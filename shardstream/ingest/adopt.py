@@ -10,12 +10,10 @@ vocabulary, with one exception that is looked for by itself: ids of twice the wi
 ids with a zero after each.
 """
 
-import json
 import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -36,7 +34,8 @@ from shardstream.format.manifest import (
 from shardstream.ingest.foreign_files import FilePlace, ForeignFile, checked_raw_dtype, foreign_file
 from shardstream.storage.local_store import LocalStore
 from shardstream.storage.store import Store, store_of
-from shardstream.write.dataset_writer import creator, tokenizer_identity
+from shardstream.storage.threads import call_all
+from shardstream.write.dataset_writer import checked_metadata, creator, tokenizer_identity
 from shardstream.write.journal import JOURNAL_FOLDER, LOCK_NAME
 from shardstream.write.target import publish_manifest
 
@@ -181,7 +180,7 @@ def adopt_files(
         ValueError, FormatError, StorageError: As :func:`adopt`.
     """
     identity = _identity_of(found.files, tokenizer, eos_id, vocab_size)
-    json.dumps(dict(metadata or {}), allow_nan=False)  # refused now, not after the last file
+    kept = checked_metadata(metadata)
     if not overwrite and found.target.size(MANIFEST_NAME) is not None:
         raise StorageError(f"{found.target.uri}: it holds a dataset already; overwrite=True replaces its manifest")
     entries = found.entries
@@ -195,7 +194,7 @@ def adopt_files(
         num_documents=_num_documents(found.files, entries),
         tokenizer=identity,
         creator=creator(),
-        metadata=dict(metadata or {}),
+        metadata=kept,
     )
     publish_manifest(found.target, manifest, overwrite=overwrite)
     return manifest
@@ -306,22 +305,15 @@ class _Reading:
         self._vocab_size = vocab_size
         self._eos_id = eos_id
         self._progress = progress
-        self._is_over = threading.Event()
+        self._is_over = threading.Event()  # when set, no thread takes longer than a block
 
     def run(self, found: FoundFiles, num_threads: int) -> tuple[ShardEntry, ...]:
         """Read all files, several at a time; their rows, complete."""
-        with ThreadPoolExecutor(num_threads, thread_name_prefix="shardstream-adopt") as threads:
-            futures = [threads.submit(self._read, *pair) for pair in zip(found.files, found.entries, strict=True)]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            finally:  # after the first failure, or Ctrl-C, no thread takes longer than a block
-                self._is_over.set()
-                for future in futures:
-                    future.cancel()
-        return tuple(future.result() for future in futures)
+        pairs = tuple(zip(found.files, found.entries, strict=True))
+        return call_all(self._read, pairs, num_threads=num_threads, name="shardstream-adopt", is_over=self._is_over)
 
-    def _read(self, file: ForeignFile, entry: ShardEntry) -> ShardEntry:
+    def _read(self, pair: tuple[ForeignFile, ShardEntry]) -> ShardEntry:
+        file, entry = pair
         tally = ShardTally(self._eos_id)
         is_doubtful = file.is_guess  # until an id says otherwise
         start = 0

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +19,7 @@ from shardstream.format.manifest import MANIFEST_NAME, Manifest
 from shardstream.ingest.part import SHUFFLE_CHARACTERS, Settings
 from shardstream.ingest.plan import Plan
 from shardstream.storage.store import store_of
+from shardstream.write.dataset_writer import checked_metadata
 from shardstream.write.journal import JOURNAL_FOLDER, LOCK_NAME
 from shardstream.write.merge import merged_manifest
 from shardstream.write.target import (
@@ -27,8 +27,10 @@ from shardstream.write.target import (
     TOKENIZE_NAME,
     check_target,
     clear_target,
+    delete_all,
     publish_manifest,
     read_manifest,
+    read_manifests,
     target_names,
 )
 
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 
 _PART_MANIFEST: Final = re.compile(rf"({PARTS_FOLDER}/(\d{{6,}})(?:-[0-9a-z]+)?)/{re.escape(MANIFEST_NAME)}")
 _MAX_RECORD_BYTES: Final = 2**20
-# Small objects that are read or deleted: in object storage each takes a round trip, so many at a time.
-_NUM_THREADS: Final = 16
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +48,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     num_parts: int
     inputs_sha256: str
+    parts_sha256: str
 
 
 class Job:
@@ -78,10 +79,15 @@ class Job:
     ) -> None:
         self.settings: Final = settings
         self.plan: Final = plan
-        self._metadata = dict(metadata)
+        self._metadata = checked_metadata(metadata)
         self._overwrite = overwrite
         self._store: Store = store_of(uri, storage_options)
-        self._record = _Record(settings=settings, num_parts=len(plan.parts), inputs_sha256=plan.inputs_sha256)
+        self._record = _Record(
+            settings=settings,
+            num_parts=len(plan.parts),
+            inputs_sha256=plan.inputs_sha256,
+            parts_sha256=plan.parts_sha256,
+        )
         self._stack = contextlib.ExitStack()
         self.manifest: Manifest | None = None
         """The dataset, once it is published; from the beginning where an earlier run came to its end."""
@@ -138,7 +144,7 @@ class Job:
                     f"{self.uri}: part {index} was written, but is not there; all machines that write parts have to "
                     "share the target: give an object store's URL, or a folder of a shared filesystem"
                 )
-        parts = self._parts([folders[index] for index in range(len(self.plan.parts))])
+        parts = read_manifests(self._store, [folders[index] for index in range(len(self.plan.parts))])
         if not any(part.num_tokens for part in parts.values()):
             clear_target(self._store, names)
             left_out = _sum_of(parts, "num_empty_documents"), _sum_of(parts, "num_bad_records")
@@ -190,11 +196,6 @@ class Job:
         found = filter(None, map(_PART_MANIFEST.fullmatch, names))
         return {int(match[2]): match[1] for match in sorted(found, key=lambda match: match[1], reverse=True)}
 
-    def _parts(self, folders: Sequence[str]) -> dict[str, Manifest]:
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            manifests = pool.map(lambda folder: read_manifest(self._store, f"{folder}/{MANIFEST_NAME}"), folders)
-            return dict(zip(folders, manifests, strict=True))
-
     def _account_of(self, parts: Mapping[str, Manifest]) -> dict[str, Any]:
         """How the dataset came about, for its manifest."""
         seed = self.settings.shuffle_seed
@@ -215,8 +216,7 @@ class Job:
         assert self.manifest is not None  # noqa: S101 - only a published job comes here
         kept = {name for shard in self.manifest.shards for name in (shard.name, shard.documents_name)}
         ours = [name for name in names if name.startswith((f"{PARTS_FOLDER}/", f"{JOURNAL_FOLDER}/"))]
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            list(pool.map(self._store.delete, [name for name in ours if name not in {*kept, TOKENIZE_NAME}]))
+        delete_all(self._store, [name for name in ours if name not in {*kept, TOKENIZE_NAME}])
         self._store.delete_partials()  # of tries that were killed; another try wrote their parts in another folder
         self._store.delete(TOKENIZE_NAME)
 

@@ -119,12 +119,12 @@ def tokenize(
     name = os.fspath(tokenizer)
     settings = _settings_of(
         load_tokenizer(name),
-        text_field=text_field,
         eos=eos,
         add_bos=add_bos,
+        text_field=text_field,
         special_text=special_text,
         on_error=on_error,
-        shuffle_documents=shuffle_documents,
+        shuffle_seed=shuffle_documents,
         side_files=side_files,
         shard_tokens=shard_tokens,
         compression=compression,
@@ -169,20 +169,8 @@ def _absolute(place: str) -> str:
     return place.rstrip("/") if "://" in place else os.path.realpath(place)
 
 
-def _settings_of(
-    tokenizer: Tokenizer,
-    *,
-    text_field: str,
-    eos: str | None,
-    add_bos: bool,
-    special_text: SpecialText,
-    on_error: OnError,
-    shuffle_documents: int | None,
-    side_files: bool,
-    shard_tokens: int,
-    compression: Compression | None,
-) -> Settings:
-    """The settings of a job, checked against its tokenizer."""
+def _settings_of(tokenizer: Tokenizer, *, eos: str | None, add_bos: bool, **others: Any) -> Settings:
+    """The settings of a job, checked."""
     eos_id = tokenizer.eos_id if eos is None else tokenizer.id_of(eos)
     if eos_id is None and eos is None:
         raise ValueError(f"tokenizer {tokenizer.name} names no end of text; say which token ends a document with eos")
@@ -197,20 +185,9 @@ def _settings_of(
         bos_id=tokenizer.bos_id,
         pad_id=tokenizer.pad_id,
     )
-    fields = {
-        "tokenizer": msgspec.to_builtins(identity),
-        "vocab_size": tokenizer.vocab_size,
-        "text_field": text_field,
-        "add_bos": add_bos,
-        "special_text": special_text,
-        "on_error": on_error,
-        "shuffle_seed": shuffle_documents,
-        "side_files": side_files,
-        "shard_tokens": shard_tokens,
-        "compression": compression,
-    }
+    checked = {"tokenizer": msgspec.to_builtins(identity), "vocab_size": tokenizer.vocab_size, "add_bos": add_bos}
     try:
-        return msgspec.convert(fields, Settings)
+        return msgspec.convert(checked | others, Settings)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
 

@@ -47,6 +47,11 @@ class Plan(NamedTuple):
     num_ignored: int
     """Files in folders whose suffixes tell no kind."""
 
+    @property
+    def parts_sha256(self) -> str:
+        """Checksum of what each part reads: other sizes of parts, or row groups, make other parts of the same inputs."""
+        return hashlib.sha256(msgspec.json.encode(self.parts)).hexdigest()
+
 
 def plan_parts(
     inputs: Sequence[str],

@@ -41,6 +41,7 @@ from shardstream.write.target import (
     PARTS_FOLDER,
     check_target,
     clear_target,
+    delete_all,
     target_names,
 )
 from shardstream.write.zstd_upload import Compression
@@ -61,8 +62,6 @@ _MAX_RETRIES: Final = 10
 # A task tells of its progress once in so many seconds, and the driver asks as often: 1,000 of them are no load.
 _PROGRESS_S: Final = 1.0
 _TELL_TIMEOUT_S: Final = 10
-# Small objects that are deleted: in object storage each takes a round trip, so many at a time.
-_NUM_THREADS: Final = 16
 _TASK_COLUMN: Final = "task"
 
 
@@ -239,9 +238,7 @@ class TokenDatasink(ray.data.Datasink[tuple[int, str]]):
 
     def _delete_parts(self, *, kept: set[str]) -> None:
         ours = [name for name in target_names(self._store) if name.startswith(f"{PARTS_FOLDER}/")]
-        ours = [name for name in ours if self._write_id in name and name not in kept]
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            list(pool.map(self._store.delete, ours))
+        delete_all(self._store, [name for name in ours if self._write_id in name and name not in kept])
         self._store.delete_partials()
 
 

@@ -25,6 +25,7 @@ from shardstream.storage.cache import CacheCounts, ShardCache, check_bound
 from shardstream.storage.downloads import Downloads, Expected, Piece
 from shardstream.storage.local_store import LocalStore
 from shardstream.storage.remote_store import RemoteStore, Traffic
+from shardstream.storage.retry import Fault, fault_of
 from shardstream.storage.store import Store, store_of
 
 if TYPE_CHECKING:
@@ -479,6 +480,8 @@ def open_dataset(
         else:
             data = store.get(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES + 1)
     except StorageError as error:
+        if fault_of(error) is Fault.PASSING:  # the store is out of reach, and what it holds nobody knows
+            raise
         raise StorageError(
             f"{error}; a dataset is a folder or URL with a {MANIFEST_NAME}, which its writer adds last"
         ) from error

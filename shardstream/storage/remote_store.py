@@ -151,7 +151,7 @@ class RemoteStore:
         try:
             return self._persistently("read", name, lambda client: client.size_version(name)[0])
         except StorageError as error:
-            if error.__cause__ is not None and fault_of(error.__cause__) is Fault.MISSING:
+            if fault_of(error) is Fault.MISSING:
                 return None
             raise
 
@@ -180,7 +180,7 @@ class RemoteStore:
         try:
             self._persistently("delete", name, lambda client: client.delete(name))
         except StorageError as error:
-            if error.__cause__ is None or fault_of(error.__cause__) is not Fault.MISSING:
+            if fault_of(error) is not Fault.MISSING:
                 raise
 
     def delete_partials(self) -> None:

@@ -15,7 +15,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Final, NamedTuple
 
 from shardstream.errors import FormatError, IntegrityError, StorageError
@@ -24,6 +23,7 @@ from shardstream.format.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manif
 from shardstream.storage.local_store import LocalStore
 from shardstream.storage.remote_store import RANGE_BYTES
 from shardstream.storage.store import Store, Upload, store_of
+from shardstream.storage.threads import call_all
 from shardstream.write.journal import LOCK_NAME
 from shardstream.write.target import COPY_NAME, has_journal, target_names
 
@@ -135,20 +135,14 @@ class _Copying:
         self._source, self._target = source, target
         self._names = names
         self._progress = progress
-        self._is_over = threading.Event()
+        self._is_over = threading.Event()  # when set, no thread takes longer than a range
 
     def run(self, manifest: Manifest, num_threads: int) -> tuple[ShardEntry, ...]:
         """Copy what is not there yet; the rows of those shards."""
-        with ThreadPoolExecutor(num_threads, thread_name_prefix="shardstream-copy") as threads:
-            futures = [threads.submit(self._ensure, entry) for entry in manifest.shards]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            finally:  # after the first failure, or Ctrl-C, no thread takes longer than a range
-                self._is_over.set()
-                for future in futures:
-                    future.cancel()
-        return tuple(entry for entry, future in zip(manifest.shards, futures, strict=True) if future.result())
+        are_copied = call_all(
+            self._ensure, manifest.shards, num_threads=num_threads, name="shardstream-copy", is_over=self._is_over
+        )
+        return tuple(entry for entry, is_copied in zip(manifest.shards, are_copied, strict=True) if is_copied)
 
     def _ensure(self, entry: ShardEntry) -> bool:
         """See that a shard is in the target, and its side file; whether one of them had to be copied."""

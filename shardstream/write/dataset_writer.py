@@ -112,9 +112,8 @@ class DatasetWriter:
             raise ValueError(f"compression is {compression!r}; wanted {' or '.join(map(repr, _COMPRESSIONS))}")
         self._tokenizer = tokenizer_identity(tokenizer, eos_id, self._vocab_size)
         self._eos_id = self._tokenizer.eos_id if self._tokenizer else None
-        self.metadata: Final = dict(metadata or {})
+        self.metadata: Final = checked_metadata(metadata)
         """What the manifest will keep; more may be added until :meth:`close`."""
-        json.dumps(self.metadata, allow_nan=False, sort_keys=True)  # refuse now, not after the last token
         self._allow_eos_in_documents = allow_eos_in_documents
         self._side_files = side_files
 
@@ -420,6 +419,17 @@ class DatasetWriter:
 def creator() -> str:
     """Who writes the manifest, for its ``creator`` field."""
     return f"shardstream {version('shardstream')}"
+
+
+def checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A manifest's metadata, refused now where it could not be written after the last token.
+
+    Raises:
+        TypeError, ValueError: JSON cannot say it.
+    """
+    kept = dict(metadata or {})
+    json.dumps(kept, allow_nan=False, sort_keys=True)
+    return kept
 
 
 def tokenizer_identity(

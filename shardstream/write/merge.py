@@ -3,20 +3,15 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from shardstream.errors import FormatError
-from shardstream.format.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from shardstream.format.manifest import Manifest, ShardEntry
 from shardstream.storage.store import Store, store_of
 from shardstream.write.dataset_writer import creator
-from shardstream.write.target import publish_manifest, read_manifest
-
-# Ten thousand manifests of parts are ten thousand round trips, which wait for one another no more than they must.
-_NUM_THREADS: Final = 32
+from shardstream.write.target import publish_manifest, read_manifests
 
 
 def merge(
@@ -52,10 +47,7 @@ def merge(
     folders = [_folder_below(store_of(part, storage_options), target) for part in parts]
     if (twice := next(iter(Counter(folders) - Counter(set(folders))), None)) is not None:
         raise ValueError(f"{target.uri}/{twice} is given twice; each part can be in the dataset once")
-    names = [f"{folder}/{MANIFEST_NAME}" for folder in folders]
-    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shardstream-merge") as threads:
-        manifests = dict(zip(folders, threads.map(partial(read_manifest, target), names), strict=True))
-    merged = merged_manifest(manifests, metadata=metadata or {})
+    merged = merged_manifest(read_manifests(target, folders), metadata=metadata or {})
     publish_manifest(target, merged, overwrite=overwrite)
     return merged
 
