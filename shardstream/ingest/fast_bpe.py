@@ -1,4 +1,7 @@
-r"""Byte-level BPE at several times the speed of ``tokenizers``: by tiktoken's core, where the same ids are certain.
+r"""Byte-level BPE, faster than by ``tokenizers``: by tiktoken's core, where the same ids are certain.
+
+On one thread it is 5.6 times as fast: with GPT-2's files, the 2.9 MB of Python's standard library take 0.25 s, and 1.42 s
+by ``tokenizers``.
 
 Both libraries cut a text into words by a regular expression, and begin with the bytes of a word. While some neighbours
 can be merged, they merge those of the lowest rank, of these the leftmost. ``tokenizers`` merges x and y if the pair is in
@@ -73,6 +76,7 @@ _CLASSES: Final = {
 _NO_RANK: Final = np.iinfo(np.int64).max
 _BYTE: Final = -1  # ranks before all merges
 _PAIR: Final = 2
+_MAX_DEAD_BYTES: Final = 1000  # what a dead token ends as takes time by the square of this; Llama 3's longest has 128
 # tiktoken looks for special tokens, and for none at all it would stop at every byte. This one is not allowed: it is text.
 _SPECIAL: Final = "<|no special token|>"
 
@@ -234,6 +238,8 @@ def _ranked(vocabulary: _Vocabulary, merges: Iterable[tuple[str, str]], no_words
     live, dead = by_rank[:num_live], set(by_rank[num_live:])
     merged_into = dead & {target for _, _, target in triples}
     words = set() if no_words is None else dead - {numbers.get(token, _BYTE) for token in no_words}
+    if any(num_bytes[number] > _MAX_DEAD_BYTES for number in merged_into | words):
+        return None
     if merged_into or words:
         is_merge = {(left, right) for left, right, _ in triples}
         live_merges = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardstream.ingest.tokenizer import END_OF_TEXT, joins_words
+from shardstream.ingest.tokenizer import END_OF_TEXT, as_value_errors, joins_words
 
 if TYPE_CHECKING:
     from shardstream.ingest.fast_bpe import FastBpe
@@ -35,6 +35,15 @@ _WELL_KNOWN: Final[dict[str, tuple[str, ...]]] = {
 }
 # What normalizers replace in the tokenizers that there are: a space by SentencePiece's mark, or several by one.
 _LOCAL_PATTERNS: Final = ({"String": " "}, {"Regex": " {2,}"})
+# Characters whose UTF-8 has every byte that UTF-8 can have.
+_OF_EVERY_BYTE: Final = "".join(
+    chr(number)
+    for numbers in (
+        *(range(0x100), range(0x100, 0x1000, 0x40)),  # each byte that goes on, and each that begins two; E0
+        *(range(0x1000, 0x10000, 0x1000), range(0x10000, 0x110000, 0x10000)),  # each that begins three and four
+    )
+    for number in numbers
+)
 # Classes whose words are cut as GPT-2's are. What others (Qwen2Tokenizer ...) do is not in their vocabulary and merges.
 _GPT2_CLASSES: Final = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer")
 
@@ -59,7 +68,7 @@ class JsonTokenizer:
         sha256: Checksum of its files, where it is not made of one tokenizer.json.
 
     Raises:
-        ValueError: ``content`` is no tokenizer.
+        ValueError: ``content`` is no tokenizer, or one that would lose text in silence.
     """
 
     def __init__(
@@ -75,18 +84,22 @@ class JsonTokenizer:
         self.name: Final = name
         self.sha256: Final = sha256 or hashlib.sha256(content).hexdigest()
         try:
-            document = _checked(json.loads(content))
-            vocabulary = _vocabulary(document)
-            named = _found(named_tokens or {}, vocabulary)
-            special = {*named.values(), *(token["content"] for token in document["added_tokens"] if token["special"])}
-            self._special: Final = tuple(sorted(special, key=vocabulary.__getitem__))
-            # As secret as to be in no text.
-            self._hidden: Final = {token: f"{secrets.token_hex(16)}-{vocabulary[token]}" for token in self._special}
-            self._tokenizer: Final = tokenizers.Tokenizer.from_str(json.dumps(_for_text(document, self._hidden)))
-        except Exception as error:  # the library raises no narrower class
+            with as_value_errors():
+                document = _checked(json.loads(content))
+                vocabulary = _vocabulary(document)
+                named = _found(named_tokens or {}, vocabulary)
+                added = {token["content"] for token in document["added_tokens"] if token["special"]}
+                self._special: Final = tuple(sorted({*named.values(), *added}, key=vocabulary.__getitem__))
+                # As secret as to be in no text.
+                self._hidden: Final = {token: f"{secrets.token_hex(16)}-{vocabulary[token]}" for token in self._special}
+                self._tokenizer: Final = _for_text(document, self._hidden)
+        except ValueError as error:
             raise ValueError(f"{source}: not a tokenizer.json: {error}") from error
-        self._is_unigram: Final = document["model"].get("type") == "Unigram"
-        self._normalizer: Final = document.get("normalizer")
+        if lost := _lost_letters(self._tokenizer):
+            raise ValueError(
+                f"{source}: text would be lost: the BPE has no token for {len(lost)} letters that it is given, such as "
+                f"{lost[0]!r}, and neither an unk_token nor byte_fallback to take their place"
+            )
         self.vocab_size: Final = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos_id: Final = self.id_of(named["bos"]) if "bos" in named else None
         self.eos_id: Final = self.id_of(named["eos"]) if "eos" in named else None
@@ -107,8 +120,8 @@ class JsonTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text.
 
-        A byte-level BPE is several times as fast by another library, on the thread that asks; see
-        :mod:`shardstream.ingest.fast_bpe`. On what is left all processors work, unless the environment tells otherwise.
+        A byte-level BPE is faster by another library, on the thread that asks: see :mod:`shardstream.ingest.fast_bpe`.
+        On what is left all processors work, unless the environment tells otherwise.
         """
         fast = self._fast_bpe
         found = [fast.encode(text) if fast else None for text in texts]
@@ -117,24 +130,29 @@ class JsonTokenizer:
 
     def _encode_all(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError:  # as the library says of half a character
-            "".join(texts).encode("utf-8")
-            raise  # pragma: no cover - it has no other reason that is known
+            with as_value_errors():
+                encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except ValueError:
+            "".join(texts).encode("utf-8")  # of half a character the library says no more than that it is no text
+            raise
         # Through an array the ids are copied at memory speed; NumPy would look at each of a list's integers.
         return [np.frombuffer(array("I", encoding.ids), dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of ids."""
-        return self._as_it_stands.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+        known = range(self.vocab_size)
+        tokens = [token for token in np.asarray(ids).tolist() if token in known]
+        return self._as_it_stands.decode(tokens, skip_special_tokens=False)
 
     def joins_words(self) -> bool:
         """By its vocabulary and normalizer; a Unigram model weighs a text as a whole, unless it gets it word by word."""
-        if not _is_local(self._normalizer):
+        document = json.loads(self._tokenizer.to_str())  # as the library understood it: older files name no types
+        if not _is_local(document["normalizer"]):
             return True
         pre_tokenizer: Any = self._tokenizer.pre_tokenizer
         decoder: Any = self._tokenizer.decoder
-        if self._is_unigram and (pre_tokenizer is None or len(pre_tokenizer.pre_tokenize_str("a b")) == 1):
+        is_unigram = document["model"]["type"] == "Unigram"
+        if is_unigram and (pre_tokenizer is None or len(pre_tokenizer.pre_tokenize_str("a b")) == 1):
             return True
         pieces = self._tokenizer.get_vocab(with_added_tokens=True)
         return joins_words([decoder.decode([piece]) if decoder else piece for piece in pieces])
@@ -151,7 +169,7 @@ class JsonTokenizer:
     @cached_property
     def _as_it_stands(self) -> tokenizers.Tokenizer:
         """The tokenizer with its special tokens by their names: who only encodes never needs it."""
-        return tokenizers.Tokenizer.from_str(self._content.decode("utf-8"))
+        return _for_text(_checked(json.loads(self._content)), {})
 
 
 def load_vocab_and_merges(vocab: Path, merges: Path, *, name: str) -> JsonTokenizer:
@@ -159,7 +177,8 @@ def load_vocab_and_merges(vocab: Path, merges: Path, *, name: str) -> JsonTokeni
 
     Raises:
         OSError: One of the files cannot be read.
-        ValueError: They are no such vocabulary and merges, or a tokenizer_config.json beside them names another kind.
+        ValueError: They are no such vocabulary and merges, or lack some byte, or a tokenizer_config.json beside them names
+            another kind.
     """
     if not merges.exists():
         raise FileNotFoundError(f"{vocab}: a vocabulary needs its merges, and {merges} does not exist")
@@ -172,14 +191,12 @@ def load_vocab_and_merges(vocab: Path, merges: Path, *, name: str) -> JsonTokeni
         )
     named_tokens = named_tokens_beside(vocab)
     try:
-        bpe = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(os.fspath(vocab), os.fspath(merges)))
-    except Exception as error:  # the library raises no narrower class
+        with as_value_errors():
+            bpe = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(os.fspath(vocab), os.fspath(merges)))
+    except ValueError as error:
         raise ValueError(f"{vocab}: not a vocabulary with merges in {merges}: {error}") from error
-    vocabulary = bpe.get_vocab()
-    if missing := set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys():
-        raise ValueError(f"{vocab}: not a byte-level vocabulary as GPT-2's: {len(missing)} of the 256 bytes have no id")
     _make_byte_level(bpe)
-    bpe.add_special_tokens([*_found(named_tokens, vocabulary).values()])
+    bpe.add_special_tokens([*_found(named_tokens, bpe.get_vocab()).values()])
     return JsonTokenizer(
         bpe.to_str().encode("utf-8"),
         name=name,
@@ -223,10 +240,20 @@ def named_tokens_beside(path: Path) -> dict[str, str | None]:
     Raises:
         ValueError: One of those files is damaged.
     """
-    # The later one prevails.
-    says = {**_beside(path, "special_tokens_map.json"), **_beside(path, "tokenizer_config.json")}
-    named = {role: says[f"{role}_token"] for role in _WELL_KNOWN if f"{role}_token" in says}
-    return {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
+    named: dict[str, str | None] = {}
+    for file_name in ("special_tokens_map.json", "tokenizer_config.json"):  # the later one prevails
+        says = _beside(path, file_name)
+        for role, field in ((role, f"{role}_token") for role in _WELL_KNOWN):
+            if field in says:
+                token = says[field]
+                token = token.get("content", token) if isinstance(token, dict) else token
+                if not isinstance(token, str | None):
+                    raise ValueError(
+                        f"{path.with_name(file_name)}: {field} is {says[field]!r}; wanted a token, an object with its "
+                        "content, or null"
+                    )
+                named[role] = token
+    return named
 
 
 def _beside(path: Path, file_name: str) -> dict[str, Any]:
@@ -277,8 +304,22 @@ def _is_local(normalizer: Mapping[str, Any] | None) -> bool:
     return normalizer["type"] != "Replace" or normalizer["pattern"] in _LOCAL_PATTERNS
 
 
-def _for_text(document: Mapping[str, Any], hidden: Mapping[str, str]) -> dict[str, Any]:
-    """The tokenizer.json that makes the same ids of text, the whole text and nothing but the text.
+def _lost_letters(tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """Letters that a BPE is given of some text, and leaves out in silence; a byte's letter, where it is byte-level."""
+    model: Any = tokenizer.model
+    if not isinstance(model, tokenizers.models.BPE) or model.unk_token is not None:
+        return []
+    found_before = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    text = "".join(character for character in _OF_EVERY_BYTE if character not in found_before)
+    normalizer: Any = tokenizer.normalizer
+    pre_tokenizer: Any = tokenizer.pre_tokenizer
+    text = normalizer.normalize_str(text) if normalizer else text
+    pieces = [piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)] if pre_tokenizer else [text]
+    return [letter for letter in sorted({*"".join(pieces)}) if not model.tokenize(letter)]
+
+
+def _for_text(document: Mapping[str, Any], hidden: Mapping[str, str]) -> tokenizers.Tokenizer:
+    """The tokenizer that makes the same ids of text, the whole text and nothing but the text.
 
     Args:
         document: The tokenizer.json.
@@ -291,8 +332,13 @@ def _for_text(document: Mapping[str, Any], hidden: Mapping[str, str]) -> dict[st
     else:
         model["vocab"] = [[hidden.get(token, token), score] for token, score in vocab]
     if "merges" in model:
-        # Nor is one made by merging.
-        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        # The older form is one string; the library leaves the first line of a merges.txt out of it.
+        pairs = [
+            merge.split(" ") if isinstance(merge, str) else merge
+            for merge in model["merges"]
+            if not (isinstance(merge, str) and merge.startswith("#version"))
+        ]
+        # Nor is a special token made by merging.
         model["merges"] = [pair for pair in pairs if hidden.keys().isdisjoint((*pair, "".join(pair)))]
     if "unk_token" in model:
         model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
@@ -302,7 +348,7 @@ def _for_text(document: Mapping[str, Any], hidden: Mapping[str, str]) -> dict[st
         {**token, "content": hidden[token["content"]]} if token["content"] in hidden else token
         for token in document["added_tokens"]
     ]
-    return {
+    for_text = {
         **document,
         "model": model,
         "added_tokens": added,
@@ -310,3 +356,4 @@ def _for_text(document: Mapping[str, Any], hidden: Mapping[str, str]) -> dict[st
         "padding": None,
         "post_processor": None,
     }
+    return tokenizers.Tokenizer.from_str(json.dumps(for_text))

@@ -42,7 +42,8 @@ class SentencePieceTokenizer:
         model = sentencepiece.SentencePieceProcessor()
         try:
             model.LoadFromSerializedProto(content)
-        except RuntimeError as error:
+            self._pieces: Final[list[str]] = [model.id_to_piece(token) for token in range(model.get_piece_size())]
+        except (RuntimeError, UnicodeDecodeError) as error:
             hint = (
                 "; it holds tiktoken's ranks, as Llama 3's does: name its tokenizer.json"
                 if _RANKS.match(content)
@@ -52,7 +53,7 @@ class SentencePieceTokenizer:
         self._model = model
         self.name: Final = name
         self.sha256: Final = hashlib.sha256(content).hexdigest()
-        self.vocab_size: Final[int] = model.get_piece_size()
+        self.vocab_size: Final = len(self._pieces)
         self.bos_id: Final = _known(model.bos_id())
         self.eos_id: Final = _known(model.eos_id())
         self.pad_id: Final = _known(model.pad_id())
@@ -63,11 +64,11 @@ class SentencePieceTokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of one piece."""
         number: int = self._model.piece_to_id(token)
-        return number if self._model.id_to_piece(number) == token else None
+        return number if self._pieces[number] == token else None
 
     def special_tokens(self) -> tuple[str, ...]:
         """The control symbols and the unknown token, by id."""
-        return tuple(self._model.id_to_piece(token) for token in self._special_ids)
+        return tuple(self._pieces[token] for token in self._special_ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, by the thread that asks."""
@@ -81,7 +82,7 @@ class SentencePieceTokenizer:
         tokens = [token for token in np.asarray(ids).tolist() if token in known]
         runs = [(is_special, list(run)) for is_special, run in groupby(tokens, key=special.__contains__)]
         return "".join(
-            "".join(map(self._model.id_to_piece, run)) if is_special else self._model.decode(run)
+            "".join(map(self._pieces.__getitem__, run)) if is_special else self._model.decode(run)
             for is_special, run in runs
         )
 
@@ -89,7 +90,7 @@ class SentencePieceTokenizer:
         """By its vocabulary; only of a BPE, since the others weigh a text as a whole, in sums that are rounded."""
         # The scores of a BPE are the places of its merges, the others' are logarithms.
         is_bpe = all(self._model.get_score(token).is_integer() for token in range(self.vocab_size))
-        return not is_bpe or joins_words([self._model.id_to_piece(token) for token in range(self.vocab_size)])
+        return not is_bpe or joins_words(self._pieces)
 
 
 def _known(token: int) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardstream.ingest.tokenizer import END_OF_TEXT, joins_words
+from shardstream.ingest.tokenizer import END_OF_TEXT, as_value_errors, joins_words
 
 try:
     import tiktoken
@@ -18,6 +18,9 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("this tokenizer needs tiktoken: pip install 'shardstream[tokenizers]'") from error
 
 _NUM_BYTES: Final = 256
+_MAX_TEKKEN_SPECIAL_TOKENS: Final = 2**16  # the files that there are have 1000
+# Letters, digits, marks, signs, white space of many kinds: a pattern that leaves characters out is seen before any text.
+_EVERY_CLASS: Final = "aB ßЖ語ªǅ\u0301 it's 1²Ⅷ\u0663 -_.,(/$+^€\U0001f642\u200d\x00\ue000\u2028\t\u00a0x\n\n\r\n  y \n"
 # Tekken files of before version 8 do not list their special tokens: they are these, in this order.
 _TEKKEN_SPECIAL_TOKENS: Final = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"),
@@ -54,6 +57,9 @@ class TiktokenTokenizer:
         self.bos_id: Final = self._special.get(bos or "")
         self.eos_id: Final = self._special.get(eos or "")
         self.pad_id: Final = self._special.get(pad or "")
+        ranks = encoding._mergeable_ranks  # noqa: SLF001 - its README extends encodings by it
+        self._num_bytes: Final = np.zeros(1 + max(ranks.values()), np.int64)
+        self._num_bytes[list(ranks.values())] = [len(token) for token in ranks]
 
     def id_of(self, token: str) -> int | None:
         """The id of one token."""
@@ -71,15 +77,27 @@ class TiktokenTokenizer:
 
         Raises:
             UnicodeEncodeError: A text holds half a character, a lone surrogate.
-            ValueError: A text holds a run of white space that is too long for the library, half a million characters.
+            ValueError: A text holds a run of white space that is too long for the library, about a million characters;
+                or the encoding's pattern leaves characters of it out.
         """
-        return [self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> NDArray[np.uint32]:
+        with as_value_errors():
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        # What the pattern does not match the library leaves out; what it matches comes back byte for byte.
+        num_bytes, num_encoded = len(text.encode("utf-8")), int(self._num_bytes[ids].sum())
+        if num_encoded != num_bytes:
+            raise ValueError(
+                f"the pattern of tokenizer {self.name} leaves out {num_bytes - num_encoded} of the {num_bytes} bytes of this text"
+            )
+        return ids
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of ids; bytes that are no UTF-8 are replaced by U+FFFD."""
         spelt = []
         for token in np.asarray(ids).tolist():
-            with suppress(KeyError):  # a gap in the vocabulary
+            with suppress(KeyError, OverflowError):  # a gap in the vocabulary, and what is no id at all
                 spelt.append(self._encoding.decode_single_token_bytes(token))
         return b"".join(spelt).decode("utf-8", errors="replace")
 
@@ -128,36 +146,48 @@ def tekken_of(content: bytes, *, name: str, source: str) -> TiktokenTokenizer:
         ValueError: ``content`` is no tekken file.
     """
     try:
-        document = json.loads(content)
-        config = document["config"]
-        num_special = int(config["default_num_special_tokens"])
-        special = _tekken_special_tokens(document, num_special)
-        tokens = document["vocab"][: int(config["default_vocab_size"]) - num_special]
-        encoding = tiktoken.Encoding(
-            name,
-            pat_str=config["pattern"],
-            mergeable_ranks=_tekken_ranks(tokens, num_special),
-            special_tokens=special,
-        )
-    except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: not a tekken file: {type(error).__name__}: {error}") from error
-    return TiktokenTokenizer(
-        encoding, name=name, sha256=hashlib.sha256(content).hexdigest(), bos="<s>", eos="</s>", pad="<pad>"
+        with as_value_errors():
+            tokenizer = TiktokenTokenizer(
+                _tekken_encoding(json.loads(content), name=name),
+                name=name,
+                sha256=hashlib.sha256(content).hexdigest(),
+                bos="<s>",
+                eos="</s>",
+                pad="<pad>",
+            )
+            tokenizer.encode_batch([_EVERY_CLASS])
+    except ValueError as error:
+        raise ValueError(f"{source}: not a tekken file: {error}") from error
+    return tokenizer
+
+
+def _tekken_encoding(document: Mapping[str, Any], *, name: str) -> tiktoken.Encoding:
+    config = document["config"]
+    num_special = int(config["default_num_special_tokens"])
+    if not 0 <= num_special <= _MAX_TEKKEN_SPECIAL_TOKENS:
+        raise ValueError(f"default_num_special_tokens is {num_special}; wanted 0 to {_MAX_TEKKEN_SPECIAL_TOKENS}")
+    num_tokens = int(config["default_vocab_size"]) - num_special
+    return tiktoken.Encoding(
+        name,
+        pat_str=config["pattern"],
+        mergeable_ranks=_tekken_ranks(document["vocab"][: max(0, num_tokens)], num_special),
+        special_tokens=_tekken_special_tokens(document, num_special),
     )
 
 
 def _tekken_special_tokens(document: Mapping[str, Any], num_special: int) -> dict[str, int]:
     listed = document.get("special_tokens")
     named = (
-        dict(zip(_TEKKEN_SPECIAL_TOKENS, range(num_special), strict=False))
+        list(zip(_TEKKEN_SPECIAL_TOKENS, range(num_special), strict=False))
         if listed is None
-        else {token["token_str"]: int(token["rank"]) for token in listed}
+        else [(token["token_str"], int(token["rank"])) for token in listed]
     )
     # The library's own names of places that are kept for later.
-    spare = {f"<SPECIAL_{number}>": number for number in range(num_special) if number not in named.values()}
-    if any(number >= num_special for number in named.values()):
-        raise ValueError(f"a special token has the rank {max(named.values())}, and there are {num_special} of them")
-    return {**named, **spare}
+    spare = set(range(num_special)).difference(rank for _, rank in named)
+    tokens = [*named, *((f"<SPECIAL_{rank}>", rank) for rank in spare)]
+    if len(dict(tokens)) != num_special or {rank for _, rank in tokens} != set(range(num_special)):
+        raise ValueError(f"its special tokens are not {num_special}, each with a rank of its own below that")
+    return dict(tokens)
 
 
 def _tekken_ranks(tokens: Sequence[Mapping[str, Any]], num_special: int) -> dict[bytes, int]:

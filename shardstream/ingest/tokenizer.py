@@ -1,7 +1,8 @@
 """What every tokenizer can do, whichever library runs it: text -> ids, identity, vocabulary."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 import numpy as np
@@ -62,6 +63,7 @@ class Tokenizer(Protocol):
 
         Raises:
             UnicodeEncodeError: A text holds half a character, a lone surrogate.
+            ValueError: A text is one that the library cannot take, or of which it would lose characters.
         """
         ...
 
@@ -76,6 +78,17 @@ class Tokenizer(Protocol):
         place of a text depends on places far away.
         """
         ...
+
+
+@contextmanager
+def as_value_errors() -> Iterator[None]:
+    """Whatever a library in Rust raises, as a ValueError. Where it panics, that is no ``Exception`` by itself."""
+    try:
+        yield
+    except (ValueError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def joins_words(token_texts: Sequence[str]) -> bool:

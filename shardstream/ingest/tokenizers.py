@@ -8,6 +8,7 @@ from typing import Final
 from shardstream.ingest.tokenizer import Tokenizer
 
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_SENTENCEPIECE_NAME: Final = re.compile(r"\.model(\.v[^.]*)?$")
 _FILE_SUFFIXES: Final = (".json", ".model", ".txt")
 _HUB_FILES: Final = (
     "tokenizer.json",
@@ -55,12 +56,14 @@ def load_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
         from shardstream.ingest.tiktoken_tokenizer import load_encoding  # noqa: PLC0415 - its library may be missing
 
         return load_encoding(name.removeprefix("tiktoken:"))
+    if "://" in name:
+        raise ValueError(f"{name!r}: a tokenizer is a local file or folder; copy it here first")
     path = Path(name)
     if path.is_dir() and name:  # the folder of no name would be this one
         return _load_file(_file_in(path), name=path.resolve().name)
     if path.is_file() or name.endswith(_FILE_SUFFIXES):
         is_by_folder = path.name in _HUB_FILES
-        return _load_file(path, name=path.resolve().parent.name if is_by_folder else path.name)
+        return _load_file(path, name=path.parent.resolve().name if is_by_folder else path.name)
     if _HUB_NAME.fullmatch(name):
         return _load_file(_file_in(_hub_folder(name)), name=name)
     raise ValueError(f"{name!r} is neither a file or folder nor the name of a tokenizer; {_WANTED}")
@@ -86,7 +89,7 @@ def _load_file(path: Path, *, name: str) -> Tokenizer:
             name=name,
         )
     content = path.read_bytes()
-    if ".model" in path.suffixes:
+    if _SENTENCEPIECE_NAME.search(path.name):
         from shardstream.ingest.sentencepiece_tokenizer import SentencePieceTokenizer  # noqa: PLC0415 - may be missing
 
         return SentencePieceTokenizer(content, name=name, source=os.fspath(path))
@@ -117,7 +120,7 @@ def _hub_folder(name: str) -> Path:
     try:
         # All files in one question, since a question for a single one is asked six times over 23 seconds.
         folder = huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES), etag_timeout=_HUB_TIMEOUT_S)
-    except (huggingface_hub.errors.HfHubHTTPError, OSError) as error:
+    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise OSError(
             f"{name!r} is no file or folder here, and the Hugging Face Hub gave no such tokenizer: {reason}; without a "

@@ -1,5 +1,6 @@
 """A dataset's tokenizer against the one that a reader counts on."""
 
+import re
 from collections.abc import Mapping
 from typing import Final, Protocol, TypeAlias
 
@@ -7,7 +8,7 @@ from shardstream.errors import FormatError
 from shardstream.format.manifest import TokenizerIdentity
 
 _FIELDS: Final = tuple(TokenizerIdentity.__struct_fields__)
-_NUM_HEX_DIGITS: Final = 64
+_SHA256: Final = re.compile("[0-9a-fA-F]{64}")
 
 
 class HasSha256(Protocol):
@@ -29,8 +30,8 @@ def check_tokenizer(uri: str, recorded: TokenizerIdentity | None, wanted: Wanted
         uri: The dataset, for messages.
         recorded: What its manifest says.
         wanted: A sha256, a mapping of any of ``name``, ``sha256``, ``eos_id``, ``bos_id``, ``pad_id``, or an object with
-            such attributes. None says nothing of a field; an object's name counts only if it has no checksum, since one
-            content may go by several names.
+            such attributes, of which ``sha256`` has to be there. None says nothing of a field; an object's name counts
+            only if its checksum is None, since one content may go by several names.
 
     Raises:
         FormatError: The manifest contradicts what is wanted, or does not say.
@@ -56,15 +57,18 @@ def _fields_of(wanted: WantedTokenizer) -> dict[str, str | int]:
     elif isinstance(wanted, Mapping):
         fields = dict(wanted)
     else:
-        fields = {field: getattr(wanted, field, None) for field in _FIELDS}
-        if fields["sha256"] is not None:
+        # Without a checksum it is no tokenizer: a path, too, has a name.
+        fields = {field: getattr(wanted, field, None) for field in _FIELDS if hasattr(wanted, "sha256")}
+        if fields.get("sha256") is not None:
             del fields["name"]
     known = {field: value for field, value in fields.items() if value is not None}
     sha256 = known.get("sha256")
-    is_sha256 = sha256 is None or (isinstance(sha256, str) and len(sha256) == _NUM_HEX_DIGITS)
+    is_sha256 = sha256 is None or (isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None)
     if not known or not known.keys() <= set(_FIELDS) or not is_sha256:
         raise ValueError(
-            f"tokenizer is {wanted!r}; wanted a sha256 of {_NUM_HEX_DIGITS} hex digits, or any of {', '.join(_FIELDS)} "
-            "as a mapping or as an object's attributes"
+            f"tokenizer is {wanted!r}; wanted a sha256 of 64 hex digits, or any of {', '.join(_FIELDS)} as a mapping "
+            "or as the attributes of an object that has a sha256"
         )
+    if isinstance(sha256, str):
+        known["sha256"] = sha256.lower()
     return known

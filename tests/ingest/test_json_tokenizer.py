@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,23 @@ import tiktoken
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from shardstream.ingest.json_tokenizer import JsonTokenizer, train_byte_bpe
 from shardstream.ingest.tokenizer import END_OF_TEXT
 from shardstream.ingest.tokenizers import load_tokenizer
-from tests.ingest.tokenizer_kinds import GPT2, LINES, TEXT, byte_bpe, byte_ranks, json_tokenizer, unigram
+from tests.ingest.tokenizer_kinds import (
+    GPT2,
+    LINES,
+    TEXT,
+    added_token,
+    byte_bpe,
+    byte_ranks,
+    edited_json,
+    json_tokenizer,
+    unigram,
+    write_two_files,
+)
 
 
 def test_training_is_repeatable() -> None:
@@ -47,9 +62,12 @@ def test_a_saved_tokenizer_is_the_same_when_loaded(tmp_path: Path) -> None:
 
 def edited(**fields: Any) -> JsonTokenizer:
     """The small tokenizer with other fields; those of the model under ``model``."""
-    content = json.loads(byte_bpe()._content)
-    model = content["model"] | fields.pop("model", {})
-    return JsonTokenizer(json.dumps(content | fields | {"model": model}).encode())
+    return JsonTokenizer(edited_json(byte_bpe()._content, **fields).encode())
+
+
+@cache
+def _asking_for(fields: str) -> JsonTokenizer:
+    return edited(**json.loads(fields))
 
 
 @pytest.mark.parametrize(
@@ -84,22 +102,19 @@ def edited(**fields: Any) -> JsonTokenizer:
 @given(texts=st.lists(TEXT, min_size=1, max_size=3))
 def test_only_the_text_decides(fields: dict[str, Any], texts: list[str]) -> None:
     """Nothing is cut off, filled up, put around a text or left to chance, though the file asks for it."""
-    expected = [ids.tolist() for ids in byte_bpe().encode_batch(texts)]
+    # Not by the other library, which never hears of these fields.
+    expected = [ids.tolist() for ids in byte_bpe()._encode_all(texts)]
 
-    assert [ids.tolist() for ids in edited(**dict(fields)).encode_batch(texts)] == expected
+    assert [ids.tolist() for ids in _asking_for(json.dumps(fields))._encode_all(texts)] == expected
 
 
 def test_added_tokens_that_are_not_special_are_text() -> None:
     """They are found in text, as the file says; an end of text is special whatever the file says."""
     tokenizer = edited(
         added_tokens=[
-            {"id": number, "content": content, "special": is_special}
-            | dict.fromkeys(["lstrip", "rstrip", "normalized", "single_word"], False)
-            for number, content, is_special in [
-                (0, END_OF_TEXT, False),
-                (byte_bpe().vocab_size, "<think>", False),
-                (byte_bpe().vocab_size + 1, "<secret>", True),
-            ]
+            added_token(END_OF_TEXT, 0),
+            added_token("<think>", byte_bpe().vocab_size),
+            added_token("<secret>", byte_bpe().vocab_size + 1, special=True),
         ]
     )
 
@@ -125,23 +140,19 @@ def test_a_special_token_that_merges_would_make_is_not_made() -> None:
 
 
 def test_merges_may_be_written_in_one_word() -> None:
-    """The older form of merges, ``a b``, makes the same ids."""
-    merges = [" ".join(pair) for pair in json.loads(byte_bpe()._content)["model"]["merges"]]
+    """The older form of merges, ``a b``, under the first line of their file or not, makes the same ids."""
+    pairs = [" ".join(pair) for pair in json.loads(byte_bpe()._content)["model"]["merges"]]
 
-    assert (
-        edited(model={"merges": merges}).encode_batch(LINES[:1])[0].tolist()
-        == byte_bpe().encode_batch(LINES[:1])[0].tolist()
-    )
+    for merges in (pairs, ["#version: 0.2 - Trained by `huggingface/tokenizers`", *pairs], ["#version: 0.2", *pairs]):
+        ids = edited(model={"merges": merges}).encode_batch(LINES[:1])[0]
+
+        assert ids.tolist() == byte_bpe().encode_batch(LINES[:1])[0].tolist()
 
 
 def test_the_unknown_word_may_be_special() -> None:
     """A vocabulary of words gives unknown ones the id of ``[UNK]``, also the word ``[UNK]``, and none that of ``[PAD]``."""
     content = {
-        "added_tokens": [
-            {"id": number, "content": token, "special": True}
-            | dict.fromkeys(["lstrip", "rstrip", "normalized", "single_word"], False)
-            for number, token in enumerate(["[UNK]", "[PAD]"])
-        ],
+        "added_tokens": [added_token("[UNK]", 0, special=True), added_token("[PAD]", 1, special=True)],
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "[PAD]": 1, "cat": 9}, "unk_token": "[UNK]"},
     }
@@ -166,6 +177,9 @@ def test_vocab_size_counts_gaps() -> None:
     assert JsonTokenizer(content.encode()).vocab_size == 10
 
 
+BROKEN_NORMALIZER = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -174,10 +188,15 @@ def test_vocab_size_counts_gaps() -> None:
         (b"", "Expecting value"),
         (b"\xff", "'utf-8' codec can't decode"),
         (b'{"model": {"type": "Nothing", "vocab": {}}}', ""),
-        (b'{"model": {}}', "'vocab'"),
+        (b'{"model": {}}', "KeyError: 'vocab'"),
+        (b"[" * 100_000, "RecursionError: "),
+        (edited_json(byte_bpe()._content, normalizer=BROKEN_NORMALIZER).encode(), "PanicException: "),
         (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}', ""),
     ],
-    ids=["empty object", "list", "nothing", "no UTF-8", "another model", "no vocabulary", "merges of nothing"],
+    ids=[
+        *("empty object", "list", "nothing", "no UTF-8", "another model", "no vocabulary", "too deep", "panic"),
+        "merges of nothing",
+    ],
 )
 def test_what_is_no_tokenizer_is_refused(content: bytes, reason: str) -> None:
     """Content that is no tokenizer.json is a ValueError that names the source."""
@@ -185,18 +204,132 @@ def test_what_is_no_tokenizer_is_refused(content: bytes, reason: str) -> None:
         JsonTokenizer(content, source="here.json")
 
 
+BYTE_LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def of_letters(letters: Sequence[str], *, added: Sequence[str] = (), **fields: Any) -> JsonTokenizer:
+    """A BPE that merges nothing; the fields of its model under ``model``."""
+    model = {"type": "BPE", "vocab": {letter: n for n, letter in enumerate(letters)}, "merges": []}
+    tokens = [added_token(content, len(letters) + n) for n, content in enumerate(added)]
+    content = {"model": model | fields.pop("model", {}), "added_tokens": tokens, **fields}
+    return JsonTokenizer(json.dumps(content).encode(), source="here.json")
+
+
+@pytest.mark.parametrize(
+    ("letters", "fields", "lost"),
+    [
+        (["a"], {}, r"\d+ letters that it is given, such as '\\x00'"),
+        (["a", "b</w>"], {"model": {"end_of_word_suffix": "</w>"}}, r"\d+ letters"),
+        (["a"], {"model": {"byte_fallback": True}}, r"\d+ letters"),
+        (BYTE_LETTERS, {}, r"\d+ letters"),
+        ([letter for letter in BYTE_LETTERS if letter != "Ġ"], {"pre_tokenizer": BYTE_LEVEL}, "1 letters that it is given, such as 'Ġ'"),
+        ([letter for letter in BYTE_LETTERS if letter != "ó"], {"pre_tokenizer": BYTE_LEVEL}, "1 letters that it is given, such as 'ó'"),
+    ],
+)  # fmt: skip
+def test_a_bpe_that_loses_text_is_refused(letters: Sequence[str], fields: dict[str, Any], lost: str) -> None:
+    """A BPE leaves out letters without a token in silence, unless it has a token for what is unknown."""
+    with pytest.raises(ValueError, match=rf"^here\.json: text would be lost: the BPE has no token for {lost}"):
+        of_letters(letters, **fields)
+
+
+@pytest.mark.parametrize(
+    ("letters", "fields"),
+    [
+        (["a", "?"], {"model": {"unk_token": "?"}}),
+        ([f"<0x{byte:02X}>" for byte in range(256)], {"model": {"byte_fallback": True}}),
+        (BYTE_LETTERS, {"pre_tokenizer": BYTE_LEVEL}),
+        (BYTE_LETTERS, {"normalizer": {"type": "ByteLevel"}}),
+        # No UTF-8 has such bytes.
+        ([letter for letter in BYTE_LETTERS if letter not in "ÀÁõö÷øùúûüýþÿ"], {"pre_tokenizer": BYTE_LEVEL}),
+        # Capital letters never get there.
+        (
+            [letter for letter in BYTE_LETTERS if letter not in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"],
+            {"normalizer": {"type": "Lowercase"}, "pre_tokenizer": BYTE_LEVEL},
+        ),
+        # Nor do tokens of another list.
+        ([letter for letter in BYTE_LETTERS if letter != "Ċ"], {"added": ["\n"], "pre_tokenizer": BYTE_LEVEL}),
+    ],
+    ids=["unknown", "byte fallback", "bytes", "bytes of a normalizer", "243 bytes", "lower case", "added newline"],
+)
+def test_a_bpe_that_loses_no_text_is_taken(letters: Sequence[str], fields: dict[str, Any]) -> None:
+    """What no text becomes needs no token, and what becomes another token has one."""
+    tokenizer = of_letters(letters, **fields)
+
+    assert all(len(ids) for ids in tokenizer.encode_batch(["a", "B", "\n", "語", "\U0010ffff"]))
+
+
+# What the library cannot do with a text
+
+
+@pytest.mark.parametrize(
+    ("model", "pre_tokenizer", "text", "reason"),
+    [
+        ({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}, None, "a dog", r"Exception: .*\[UNK\]"),
+        ({"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": None}, None, "a dog", "Exception: .*unk_id"),
+        (
+            {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+            {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False},
+            "a" * 40 + "b",
+            "PanicException: ",
+        ),
+    ],
+    ids=["unknown word", "unknown letter", "a pattern that takes for ever"],
+)
+def test_what_the_library_cannot_encode_is_told(
+    model: dict[str, Any], pre_tokenizer: dict[str, Any] | None, text: str, reason: str
+) -> None:
+    """A text without ids is a ValueError, also where the library panics, which is no Exception by itself."""
+    content = {"model": model, "pre_tokenizer": pre_tokenizer}
+
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        JsonTokenizer(json.dumps(content).encode()).encode_batch(["a", text])
+
+
+# What the library reads otherwise than it is written
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "joins"),
+    [
+        ({"lowercase": True, "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}, False),
+        ({"type": "Sequence", "normalizers": [{"prepend": "x"}]}, False),
+        ({"pattern": {"String": "q q"}, "content": "z"}, True),
+    ],
+    ids=["one", "sequence", "replaces words"],
+)
+def test_a_normalizer_may_be_without_a_type(normalizer: dict[str, Any], *, joins: bool) -> None:
+    """The library knows older files' normalizers by their fields; so is known what they do to words."""
+    assert edited(normalizer=normalizer).joins_words() == joins
+
+
+def test_a_model_may_be_without_a_type() -> None:
+    """A Unigram model is known by its fields, too: it weighs a text as a whole."""
+    content = json.loads(unigram(splits=False)._content)
+    del content["model"]["type"]
+
+    assert JsonTokenizer(json.dumps(content).encode()).joins_words()
+
+
+def test_what_is_left_aside_may_be_unknown() -> None:
+    """A post-processor of a kind that the library does not know, and a mark of byte order, do no harm in decoding either."""
+    content = edited_json(byte_bpe()._content, post_processor={"type": "OfTomorrow"})
+    tokenizer = JsonTokenizer(b"\xef\xbb\xbf" + content.encode())
+
+    [ids] = tokenizer.encode_batch(["the cat"])
+
+    assert tokenizer.decode([*ids, 0]) == f"the cat{END_OF_TEXT}"
+
+
 # What the files beside a tokenizer say of its ends
 
 
 def _load_with(folder: Path, **files: Any) -> JsonTokenizer:
-    trained: Any = byte_bpe()._as_it_stands
-    content = json.loads(trained.to_str())
     last = byte_bpe().vocab_size
-    content["added_tokens"] += [
-        content["added_tokens"][0] | {"id": last + number, "content": token}
-        for number, token in enumerate(["<s>", "</s>", "<pad>", "<|im_end|>"])
-    ]
-    (folder / "tokenizer.json").write_text(json.dumps(content))
+    names = [END_OF_TEXT, "<s>", "</s>", "<pad>", "<|im_end|>"]
+    numbers = [0, *range(last, last + 4)]
+    tokens = [added_token(name, number, special=True) for name, number in zip(names, numbers, strict=True)]
+    (folder / "tokenizer.json").write_text(edited_json(byte_bpe()._content, added_tokens=tokens))
     for name, document in files.items():
         (folder / f"{name}.json").write_text(json.dumps(document))
     tokenizer = load_tokenizer(folder)
@@ -243,17 +376,23 @@ def test_a_damaged_file_beside_it_is_named(content: str, reason: str, tmp_path: 
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("file_name", ["special_tokens_map", "tokenizer_config"])
+@pytest.mark.parametrize("token", [{"x": 1}, {"content": 5}, ["a"], 5, False], ids=str)
+def test_an_odd_value_beside_it_is_named(file_name: str, token: Any, tmp_path: Path) -> None:
+    """A token that is none is told, with its file and field, rather than taken for none."""
+    with pytest.raises(
+        ValueError, match=rf"{file_name}\.json: eos_token is {re.escape(repr(token))}; wanted a token, an "
+    ):
+        _load_with(tmp_path, **{file_name: {"eos_token": token}})
+
+
 # Vocabulary and merges
 
 
 @pytest.fixture
 def vocab(tmp_path: Path) -> Path:
     """GPT-2's two files, small."""
-    model = json.loads(byte_bpe()._content)["model"]
-    (tmp_path / "small_vocab.json").write_text(json.dumps(model["vocab"]))
-    merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
-    (tmp_path / "small_merges.txt").write_text(f"#version: 0.2\n{merges}")
-    return tmp_path / "small_vocab.json"
+    return write_two_files(tmp_path, "small_")
 
 
 def test_vocabulary_and_merges_are_what_they_were_learnt_as(vocab: Path) -> None:
@@ -279,7 +418,7 @@ def test_words_are_cut_as_gpt2_cuts_them(text: str) -> None:
 
     spelt = [reference.decode_single_token_bytes(token) for token in reference.encode(text)]
 
-    [ids] = byte_bpe().encode_batch([text])
+    [ids] = byte_bpe()._encode_all([text])  # not by the library that it is compared with
     assert len(model["vocab"]) == len(ranks) + 1
     assert [byte_bpe().decode([token]) for token in ids] == [token.decode(errors="replace") for token in spelt]
 
@@ -327,7 +466,9 @@ def test_a_vocabulary_of_no_bytes_is_refused(vocab: Path) -> None:
     vocab.write_text(json.dumps({"a": 0, "b": 1}))
     vocab.with_name("small_merges.txt").write_text("")
 
-    with pytest.raises(ValueError, match=r"not a byte-level vocabulary as GPT-2's: 254 of the 256 bytes have no id$"):
+    with pytest.raises(
+        ValueError, match=r"small_vocab\.json: text would be lost: the BPE has no token for 241 letters"
+    ):
         load_tokenizer(vocab)
 
 

@@ -49,9 +49,13 @@ def test_control_symbols_are_not_found_in_text_and_the_users_are(model_type: str
     [
         (b"junk", r"^here\.model: not a SentencePiece model$"),
         (b"", r"^here\.model: not a SentencePiece model"),
+        (
+            sentencepiece_model().replace("▁the".encode(), b"\xff\x96\x81the"),
+            r"^here\.model: not a SentencePiece model$",
+        ),
         (b"IQ== 0\nIg== 1\n", r"model; it holds tiktoken's ranks, as Llama 3's does: name its tokenizer\.json$"),
     ],
-    ids=["junk", "nothing", "ranks"],
+    ids=["junk", "nothing", "a piece that is no UTF-8", "ranks"],
 )
 def test_what_is_no_model_is_refused(content: bytes, message: str) -> None:
     """Another file under the name of a model is told, one that is often met by its own name."""

@@ -145,10 +145,14 @@ def test_tekken_is_mistrals_own(path: Path) -> None:
     assert [theirs.id_to_piece(number) for number in range(theirs.num_special_tokens)] == list(ours.special_tokens())
 
 
+def config(**changes: Any) -> dict[str, Any]:
+    return {"config": {"pattern": LLAMA3, "default_vocab_size": 290, "default_num_special_tokens": 30} | changes}
+
+
 def small_tekken(**changes: Any) -> bytes:
     tokens = sorted(byte_ranks().items(), key=lambda item: item[1])
     document = {
-        "config": {"pattern": LLAMA3, "default_vocab_size": 290, "default_num_special_tokens": 30},
+        **config(),
         "vocab": [{"rank": rank, "token_bytes": base64.b64encode(token).decode()} for token, rank in tokens],
         "special_tokens": None,
     }
@@ -175,15 +179,37 @@ def test_tekken_takes_of_its_vocabulary_what_the_configuration_says() -> None:
     ("changes", "reason"),
     [
         ({"config": None}, "TypeError: "),
+        (config(pattern=r"\p{L}+"), r"the pattern of tokenizer here leaves out \d+ of the \d+ bytes of this text"),
+        (
+            config(pattern=r"\S+|[^\S\n]+"),
+            r"the pattern of tokenizer here leaves out \d+ of the \d+ bytes of this text",
+        ),
+        (config(pattern=""), "PanicException: "),
+        (config(pattern=r"\p{L}*"), "PanicException: "),
+        (config(default_num_special_tokens=10**12), "default_num_special_tokens is 1000000000000; wanted 0 to 65536"),
+        (config(default_num_special_tokens=-1), "default_num_special_tokens is -1; wanted 0 to 65536"),
+        (config(default_vocab_size=float("inf")), "OverflowError: "),
+        (config(default_vocab_size=0), "256 of the 256 bytes have no id"),
         ({"vocab": []}, "256 of the 256 bytes have no id"),
         (
             {"vocab": [{"rank": 5, "token_bytes": "AA=="}]},
             r"the ranks of its vocabulary are not 0, 1, 2 \.\.\., each once",
         ),
         ({"vocab": [{"rank": 0}]}, "KeyError: 'token_bytes'"),
+        ({"vocab": [{"rank": -1, "token_bytes": "AA=="}]}, "the ranks of its vocabulary are not "),
+        ({"special_tokens": [7]}, "TypeError: "),
         (
             {"special_tokens": [{"rank": 30, "token_str": "<s>"}]},
-            "a special token has the rank 30, and there are 30 of them",
+            "its special tokens are not 30, each with a rank of its own",
+        ),
+        ({"special_tokens": [{"rank": -1, "token_str": "<s>"}]}, "its special tokens are not 30, "),
+        *(
+            ({"special_tokens": [{"rank": first, "token_str": "<s>"}, other]}, "its special tokens are not 30, ")
+            for first, other in [
+                (3, {"rank": 3, "token_str": "</s>"}),
+                (3, {"rank": 4, "token_str": "<s>"}),
+                (3, {"rank": 4, "token_str": "<SPECIAL_5>"}),
+            ]
         ),
     ],
 )
@@ -193,15 +219,33 @@ def test_a_damaged_tekken_file_is_refused(changes: dict[str, Any], reason: str) 
         tekken_of(small_tekken(**changes), name="here", source="here.json")
 
 
-def test_a_truncated_tekken_file_is_refused(tmp_path: Path) -> None:
-    """Half a file is no JSON."""
-    (tmp_path / "tekken.json").write_bytes(small_tekken()[:-9])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(small_tekken()[:-9], "Unterminated string "), (b"[" * 100_000, "RecursionError: "), (b"[7]", "TypeError: ")],
+    ids=["truncated", "too deep", "a list"],
+)
+def test_what_is_no_tekken_file_is_refused(content: bytes, reason: str) -> None:
+    """Half a file, and JSON of another shape, is named with the file."""
+    with pytest.raises(ValueError, match=rf"^here\.json: not a tekken file: {reason}"):
+        tekken_of(content, name="here", source="here.json")
 
-    with pytest.raises(ValueError, match=r"tekken\.json: not a tekken file: JSONDecodeError: "):
-        load_tokenizer(tmp_path / "tekken.json")
+
+def test_text_that_a_pattern_leaves_out_is_not_lost() -> None:
+    """Where a pattern matches only some texts as a whole, the others are refused, with how much would be missing."""
+    letters = tiktoken_like(r"\p{L}+")
+
+    assert letters.encode_batch(["ab", ""])[0].tolist() == [*b"ab"]
+    with pytest.raises(ValueError, match="^the pattern of tokenizer small leaves out 7 of the 11 bytes of this text$"):
+        letters.encode_batch(["ab", "ab 12 é…"])
+
+
+def test_a_pattern_that_the_library_cannot_run_is_refused() -> None:
+    """Where the library panics, that is an error of the text, and not the end of the process."""
+    with pytest.raises(ValueError, match="^PanicException: "):
+        tiktoken_like(r"\p{L}*").encode_batch(["ab 12"])
 
 
 def test_white_space_without_end_is_refused() -> None:
     """A run of white space that the library cannot take is an error, and no other ids."""
     with pytest.raises(ValueError, match="Max stack size exceeded"):
-        tiktoken_like(LLAMA3).encode_batch([" " * 2_000_000 + "x"])
+        tiktoken_like(LLAMA3).encode_batch([" " * 1_100_000 + "x"])

@@ -11,6 +11,8 @@ from shardstream.ingest.token_files import open_token_file
         ("a.bin", "raw ids do not say their dtype; give it, such as uint16$"),
         ("a.txt", r"its name must end in \.npy, \.bin, \.parquet, \.arrow or \.feather; "),
         ("a", "its name must end in "),
+        ("a.bin.zip", "an archive of files; unpack it, or name what is in it, as zip://ids.npy::.*a.bin.zip$"),
+        ("a.tar.gz", "an archive of files; unpack it, or name what is in it, as tar://ids.npy::.*a.tar.gz$"),
         ("a.parquet.gz", "cannot be read from within gzip; decompress it first$"),
     ],
 )

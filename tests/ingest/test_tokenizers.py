@@ -1,6 +1,5 @@
 """A tokenizer by name: what all kinds have in common."""
 
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from tests.ingest.tokenizer_kinds import (
     byte_bpe,
     sentencepiece_model,
     wordpiece,
+    write_two_files,
 )
 
 UNKNOWN = {"<unk>", "[UNK]"}  # what a vocabulary without all bytes makes of what it lacks
@@ -88,7 +88,9 @@ def test_ids_that_the_vocabulary_lacks_are_lost(kind: str) -> None:
     tokenizer = KINDS[kind]()
     [ids] = tokenizer.encode_batch(["cat"])
 
-    assert tokenizer.decode([*ids, tokenizer.vocab_size, tokenizer.vocab_size + 70_000]) == tokenizer.decode(ids)
+    lost = [-1, tokenizer.vocab_size, tokenizer.vocab_size + 70_000, 2**32]
+
+    assert tokenizer.decode([*ids, *lost]) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,9 +108,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "small"
     made.mkdir()
     byte_bpe().save(made / "tokenizer.json")
-    model = json.loads((made / "tokenizer.json").read_bytes())["model"]
-    (made / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (made / "merges.txt").write_text("".join(f"{left} {right}\n" for left, right in model["merges"]))
+    write_two_files(made)
     (made / "tokenizer.model").write_bytes(sentencepiece_model())
     (made / "tekken.json").symlink_to(TEKKEN_FILES[0])
     return made
@@ -145,14 +145,19 @@ def test_a_folder_of_two_models_is_ambiguous(tmp_path: Path) -> None:
 def test_a_tokenizer_is_named_after_its_file_or_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is called as all of its kind has its folder's name, another its own."""
+    """A file that is called as all of its kind has its folder's name, another its own; a link's target names neither."""
     byte_bpe().save(tmp_path / "mine.json")
+    (tmp_path / "mine.model.json").symlink_to("mine.json")
     (tmp_path / "mine.model.v3").write_bytes(sentencepiece_model())
+    (tmp_path / "cached").mkdir()
+    (tmp_path / "cached" / "tokenizer.json").symlink_to("../mine.json")
     monkeypatch.chdir(folder)
 
     assert load_tokenizer("tokenizer.json").name == "small"
     assert load_tokenizer("../mine.json").name == "mine.json"
+    assert load_tokenizer("../mine.model.json").name == "mine.model.json"
     assert load_tokenizer("../mine.model.v3").name == "mine.model.v3"
+    assert load_tokenizer("../cached/tokenizer.json").name == "cached"
     assert load_tokenizer("merges.txt").name == "small"
     assert load_tokenizer("bytes").name == "bytes"
 
@@ -168,11 +173,24 @@ def test_a_missing_file_is_not_found(name: str, tmp_path: Path, monkeypatch: pyt
         load_tokenizer(name)
 
 
-@pytest.mark.parametrize("name", ["", "s3://bucket/tokenizer.json?", "a/b/c", "tokenizer of mine"])
+@pytest.mark.parametrize("name", ["", "a/b/c", "tokenizer of mine"])
 def test_what_can_be_no_name_is_refused(name: str) -> None:
     """A name that is neither a file's nor one of the Hub is answered by what is wanted, without a network."""
     with pytest.raises(ValueError, match=r" is neither a file or folder nor the name of a tokenizer; wanted .*'bytes'"):
         load_tokenizer(name)
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/tokenizer.json", "https://here/org/name"])
+def test_a_tokenizer_is_here(name: str) -> None:
+    """An address elsewhere is answered as such, not as a file that does not exist."""
+    with pytest.raises(ValueError, match=rf"^'{name}': a tokenizer is a local file or folder; copy it here first$"):
+        load_tokenizer(name)
+
+
+def test_a_name_that_the_hub_forbids_is_refused() -> None:
+    """What looks like a name of the Hub and can be none is told like one that the Hub does not know."""
+    with pytest.raises(OSError, match=r"^'a--b' is no file or folder here, and the Hugging Face Hub gave no such "):
+        load_tokenizer("a--b")
 
 
 def _loaded_in_a_process(name: str, **environment: str) -> subprocess.CompletedProcess[str]:

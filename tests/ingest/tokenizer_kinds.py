@@ -46,6 +46,39 @@ def byte_bpe() -> JsonTokenizer:
     return train_byte_bpe(LINES, vocab_size=330)
 
 
+def edited_json(content: str | bytes, **fields: Any) -> str:
+    """A tokenizer.json with other fields; those of the model under ``model``."""
+    document = json.loads(content)
+    model = document["model"] | fields.pop("model", {})
+    return json.dumps(document | fields | {"model": model})
+
+
+def added_token(content: str, number: int, *, special: bool = False) -> dict[str, Any]:
+    """An added token as a tokenizer.json has it."""
+    flags = dict.fromkeys(["lstrip", "rstrip", "normalized", "single_word"], False)
+    return {"id": number, "content": content, "special": special} | flags
+
+
+def write_two_files(folder: Path, prefix: str = "") -> Path:
+    """The byte-level BPE as GPT-2's two files; the path of its vocabulary."""
+    model = json.loads(byte_bpe()._content)["model"]
+    merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
+    (folder / f"{prefix}merges.txt").write_text(f"#version: 0.2\n{merges}")
+    vocab = folder / f"{prefix}vocab.json"
+    vocab.write_text(json.dumps(model["vocab"]))
+    return vocab
+
+
+@cache
+def digits_apart() -> JsonTokenizer:
+    """As StarCoder's: a byte-level BPE whose words are cut in a way that no other library is asked for."""
+    byte_level = json.loads(byte_bpe()._content)["pre_tokenizer"]
+    steps = [{"type": "Digits", "individual_digits": True}, byte_level]
+    return JsonTokenizer(
+        edited_json(byte_bpe()._content, pre_tokenizer={"type": "Sequence", "pretokenizers": steps}).encode()
+    )
+
+
 def byte_ranks() -> dict[bytes, int]:
     """The tokens of the byte-level BPE, as tiktoken wants them."""
     pieces = json.loads(byte_bpe()._content)["model"]["vocab"]
@@ -101,9 +134,8 @@ def wordpiece() -> JsonTokenizer:
 @cache
 def replacing() -> JsonTokenizer:
     """Its normalizer makes one word of two."""
-    content = json.loads(byte_bpe()._content)
-    content["normalizer"] = {"type": "Replace", "pattern": {"String": "q q"}, "content": "z"}
-    return JsonTokenizer(json.dumps(content).encode(), named_tokens={"pad": None})
+    normalizer = {"type": "Replace", "pattern": {"String": "q q"}, "content": "z"}
+    return JsonTokenizer(edited_json(byte_bpe()._content, normalizer=normalizer).encode(), named_tokens={"pad": None})
 
 
 @cache
@@ -132,8 +164,8 @@ def unigram(*, splits: bool = True) -> JsonTokenizer:
 @cache
 def word_spanning_bpe() -> JsonTokenizer:
     """Without a pre-tokenizer merges go over white space."""
-    trained: Any = tokenizers.Tokenizer(models.BPE())
-    trained.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=200, special_tokens=[END_OF_TEXT]))
+    trained: Any = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=200, special_tokens=[END_OF_TEXT, "<unk>"]))
     return json_tokenizer(trained)
 
 
@@ -169,6 +201,7 @@ def _identity_model() -> SentencePieceTokenizer:
 CUTTABLE: dict[str, Callable[[], Tokenizer]] = {
     "bytes": ByteTokenizer,
     "byte-level BPE": byte_bpe,
+    "byte-level BPE, digits apart": digits_apart,
     "GPT-2's pattern": lambda: tiktoken_like(GPT2),
     "Llama 3's pattern": lambda: tiktoken_like(LLAMA3),
     "o200k's pattern": lambda: tiktoken_like(O200K),
@@ -195,4 +228,7 @@ WHOLE: dict[str, Callable[[], Tokenizer]] = {
     "SentencePiece over words": lambda: sentencepiece_like("bpe", split_by_whitespace=False, vocab_size=200),
 }
 KINDS = CUTTABLE | WHOLE
-LOSSLESS = ["bytes", "byte-level BPE", "GPT-2's pattern", "Llama 3's pattern", "o200k's pattern", "tekken"]
+LOSSLESS = [
+    *("bytes", "byte-level BPE", "byte-level BPE, digits apart"),
+    *("GPT-2's pattern", "Llama 3's pattern", "o200k's pattern", "tekken"),
+]

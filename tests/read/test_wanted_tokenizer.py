@@ -1,5 +1,6 @@
 """The tokenizer that a reader counts on."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,14 +19,24 @@ RECORDED = TokenizerIdentity(name="bytes", sha256=BYTES.sha256, eos_id=256)
     "wanted",
     [
         BYTES.sha256,
+        BYTES.sha256.upper(),
         {"sha256": BYTES.sha256},
         {"name": "bytes", "eos_id": 256, "pad_id": None},
         BYTES,
         SimpleNamespace(sha256=BYTES.sha256, name="/data/bytes"),
-        SimpleNamespace(name="bytes"),
+        SimpleNamespace(sha256=None, name="bytes"),
         RECORDED,
     ],
-    ids=["sha256", "mapping", "some fields", "tokenizer", "another name of it", "name alone", "identity"],
+    ids=[
+        "sha256",
+        "capital digits",
+        "mapping",
+        "some fields",
+        "tokenizer",
+        "another name of it",
+        "name alone",
+        "identity",
+    ],
 )
 def test_the_same_tokenizer_is_accepted(wanted: Any) -> None:
     """What the manifest says is enough; None says nothing, and a checksum more than a name."""
@@ -59,8 +70,15 @@ def test_a_dataset_of_nobody_is_refused() -> None:
         check_tokenizer("there", None, {"name": "bytes"})
 
 
-@pytest.mark.parametrize("wanted", ["gpt2", {}, {"sha256": None}, {"vocab": 9}, 3.5, 7, {"sha256": 7}], ids=repr)
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *("gpt2", "g" * 64, {"sha256": "bytes"}, {"sha256": 7}, {"sha256": None}, {}, {"vocab": 9}, 3.5, 7),
+        *(Path("bytes"), SimpleNamespace(name="bytes"), SimpleNamespace(sha256=None)),
+    ],
+    ids=repr,
+)
 def test_what_names_no_tokenizer_is_wrong_use(wanted: Any) -> None:
-    """A name in the place of a checksum, an unknown field, or nothing at all would enforce nothing."""
+    """A name in the place of a checksum, an unknown field, a file, or nothing at all would enforce nothing of content."""
     with pytest.raises(ValueError, match=r"; wanted a sha256 of 64 hex digits, or any of name, sha256, eos_id, "):
         check_tokenizer("there", RECORDED, wanted)
