@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from shardstream.errors import FormatError
 from shardstream.ingest.input_file import InputFile
-from shardstream.ingest.table_files import ArrowReader, arrow_reader, open_arrow, open_parquet, translated
+from shardstream.ingest.shown_names import shown_names
+from shardstream.ingest.table_files import open_arrow, open_parquet, parquet_columns, slices_of
 from shardstream.ingest.token_pieces import Piece, RowPiece, TokenFile
 
 # Rows taken at a time: one of a column of ids takes 2 to 8 bytes, one of a column of lists easily 10 KiB.
@@ -26,15 +27,16 @@ def parquet_file(file: InputFile, column: str | None) -> TokenFile:
     Raises:
         ValueError: No column is as wanted, or several are.
         FormatError: It is no Parquet file.
+        OSError: It cannot be opened, or not be read.
     """
     with open_parquet(file) as parquet:
         schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     field = _chosen_field(schema, column, file.name)
 
     def batches() -> _Batches:
-        with open_parquet(file) as parquet, translated(file.name, "Parquet"):
-            for batch in parquet.iter_batches(_num_rows_at_a_time(field), columns=[field.name]):
-                yield batch.column(0), (file.num_bytes or 0) * batch.num_rows // num_rows
+        with open_parquet(file) as parquet:
+            for rows in parquet_columns(parquet, field.name, file.name, num_rows=_num_rows_at_a_time(field)):
+                yield rows, (file.num_bytes or 0) * len(rows) // num_rows
 
     return _column_file(file, field, batches)
 
@@ -45,33 +47,21 @@ def arrow_file(file: InputFile, column: str | None) -> TokenFile:
     Raises:
         ValueError: No column is as wanted, or several are.
         FormatError: It is no Arrow file.
+        OSError: It cannot be opened, mapped or read.
     """
-    with open_arrow(file) as data:
-        schema = arrow_reader(data, file.name).schema
+    with open_arrow(file) as arrow:
+        schema = arrow.schema_arrow
     field = _chosen_field(schema, column, file.name)
 
     def batches() -> _Batches:
-        with open_arrow(file) as data, translated(file.name, "Arrow"):
-            reader = arrow_reader(data, file.name, column=field.name)
-            for batch, num_bytes in _arrow_batches(reader, data, file.num_bytes or 0):
+        with open_arrow(file) as arrow:
+            for _, rows, num_bytes in arrow.columns(field.name, file.num_bytes or 0):
+                if isinstance(rows, FormatError):
+                    raise rows
                 # One batch may be the whole file, whose map is not to be copied at once.
-                for start in range(0, batch.num_rows, _num_rows_at_a_time(field)):
-                    rows = batch.column(0).slice(start, _num_rows_at_a_time(field))
-                    yield rows, num_bytes * len(rows) // batch.num_rows
+                yield from slices_of(rows, _num_rows_at_a_time(field), num_bytes)
 
     return _column_file(file, field, batches)
-
-
-def _arrow_batches(reader: ArrowReader, data: pa.NativeFile, num_bytes: int) -> Iterator[tuple[pa.RecordBatch, int]]:
-    if isinstance(reader, pa.ipc.RecordBatchFileReader):
-        for index in range(reader.num_record_batches):
-            yield reader.get_batch(index), num_bytes // reader.num_record_batches
-        return
-    num_passed = 0
-    for batch in reader:
-        now = data.tell()
-        yield batch, now - num_passed
-        num_passed = now
 
 
 def _chosen_field(schema: pa.Schema, column: str | None, name: str) -> pa.Field:
@@ -79,7 +69,7 @@ def _chosen_field(schema: pa.Schema, column: str | None, name: str) -> pa.Field:
     chosen = [field for field in suitable if column in {None, field.name}]
     if len(chosen) == 1:
         return chosen[0]
-    names = ", ".join(field.name for field in suitable) or "none"
+    names = shown_names([field.name for field in suitable]) or "none"
     wanted = "one column" if column is None else f"a column {column!r}"
     raise ValueError(f"{name}: wanted {wanted} of ids or of lists of ids; of that kind it has: {names}")
 
@@ -95,12 +85,12 @@ def _num_rows_at_a_time(field: pa.Field) -> int:
 
 def _column_file(file: InputFile, field: pa.Field, batches: Callable[[], _Batches]) -> TokenFile:
     def pieces() -> Iterator[Piece]:
-        for rows, num_bytes in _checked(batches(), file.name):
+        for rows, num_bytes in _without_nulls(batches(), file.name):
             yield Piece(rows.to_numpy(zero_copy_only=False), num_bytes)
 
     def row_pieces() -> Iterator[RowPiece]:
         num_rows = 0
-        for rows, num_bytes in _checked(batches(), file.name):
+        for rows, num_bytes in _without_nulls(batches(), file.name):
             ids = rows.flatten()
             bounds = np.zeros(len(rows) + 1, dtype=np.int64)
             np.cumsum(pc.list_value_length(rows).to_numpy(zero_copy_only=False), out=bounds[1:])
@@ -119,11 +109,9 @@ def _column_file(file: InputFile, field: pa.Field, batches: Callable[[], _Batche
     return TokenFile(name=file.name, num_bytes=file.num_bytes, pieces=pieces)
 
 
-def _checked(batches: _Batches, name: str) -> _Batches:
+def _without_nulls(batches: _Batches, name: str) -> _Batches:
     num_rows = 0
     for rows, num_bytes in batches:
-        with translated(name, "Arrow data"):
-            rows.validate(full=True)  # offsets of a damaged file could point anywhere
         if rows.null_count:
             raise FormatError(f"{name}, row {num_rows + _first_null(rows)}: null where ids should be")
         num_rows += len(rows)

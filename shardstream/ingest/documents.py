@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shardstream.errors import FormatError
 from shardstream.ingest.document_pieces import BadRecord, DocumentPiece, OnBadRecord
-from shardstream.ingest.input_file import InputFile
+from shardstream.ingest.input_file import readable_file
 from shardstream.ingest.json_lines import json_line_pieces
 from shardstream.ingest.plan import InputRange
 from shardstream.ingest.text_file import text_pieces
@@ -36,14 +37,10 @@ def pieces_of(
         OSError: The file is not there, or cannot be read.
     """
     try:
-        file = InputFile(one.path, storage_options)
-        if file.is_local:
-            file.open().close()
-    except PermissionError as error:
-        if "://" in one.path:
-            raise  # credentials may be missing, and the file is as good as it ever was
+        file = readable_file(one.path, storage_options)
+    except FormatError as error:
         if one.start == 0:  # once, however many ranges the file has
-            on_bad_record(BadRecord(one.path, "", f"cannot be read: {error.strerror}"))
+            on_bad_record(BadRecord(one.path, "", str(error)))
         return
     if one.kind == "text":
         yield from text_pieces(file, on_bad_record)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # A system call for so much costs nothing beside looking at it, and it fits a core's cache.
 _BLOCK_BYTES: Final = 2**18
+_TAR_SUFFIXES: Final = {".tar", ".tgz", ".tbz", ".tbz2", ".txz"}
+_QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
 
 
 class InputFile:
@@ -44,14 +47,14 @@ class InputFile:
         self.suffix, self.codec = suffix_and_codec(path)
         self.is_local: Final = isinstance(self._fs, LocalFileSystem)
         try:
-            kind = self._fs.info(self._path)["type"]
+            info = self._fs.info(self._path)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path}: no such file") from error
-        if kind == "directory":
+        if info["type"] == "directory":
             raise ValueError(f"{path}: a folder; name the files in it")
-        if kind != "file":
+        if info["type"] != "file":
             raise ValueError(f"{path}: not a regular file; send its bytes through standard input")
-        self.num_bytes: Final[int | None] = self._fs.size(self._path)
+        self.num_bytes: Final[int | None] = info.get("size")
         """Size as it is stored; None where the server does not tell."""
 
     @property
@@ -108,11 +111,54 @@ class _StoredFile:
         self._file.close()
 
 
+def readable_file(path: str, storage_options: Mapping[str, Any] | None) -> InputFile:
+    """An input that may be read, as far as this machine can tell.
+
+    Raises:
+        FormatError: A local file may not be read, which is a fact about the input as its bytes are. The message leaves
+            the file's name to the caller.
+        PermissionError: A server refuses: credentials may be missing, and the file is as good as it ever was.
+        ValueError, ImportError, OSError: As an InputFile raises them.
+    """
+    try:
+        file = InputFile(path, storage_options)
+        if file.is_local:
+            file.open().close()
+    except PermissionError as error:
+        if "://" in path:
+            raise
+        raise FormatError(f"cannot be read: {error.strerror}") from error
+    return file
+
+
+def refuse_archive(path: str, *, member: str) -> None:
+    """Refuse a file that holds files of its own: a codec would give the first of them alone, or all run together.
+
+    Args:
+        path: Its path or URL.
+        member: What to ask for in the message, as a path within the archive.
+
+    Raises:
+        ValueError: The name is that of an archive.
+    """
+    suffix, codec = suffix_and_codec(path)
+    if codec == "zip" or suffix in _TAR_SUFFIXES:
+        scheme = "zip" if codec == "zip" else "tar"
+        raise ValueError(
+            f"{path}: an archive of files; unpack it, or name what is in it, as {scheme}://{member}::{path}"
+        )
+
+
 def suffix_and_codec(path: str) -> tuple[str, str | None]:
-    """What a name ends in, such as ``.npy``, the suffix of its compression left out; how it is compressed, or None."""
+    """What a name ends in, such as ``.npy``, the suffix of its compression left out; how it is compressed, or None.
+
+    A link of the web may go on after the name with a query, such as a signature.
+    """
     from fsspec.utils import infer_compression  # noqa: PLC0415
 
     name = path_link(path)[1]
+    if name.startswith(("http://", "https://")):
+        name = _QUERY.sub("", name)
     codec: str | None = infer_compression(name)
     return os.path.splitext(os.path.splitext(name)[0] if codec else name)[1].lower(), codec  # noqa: PTH122 - quick
 

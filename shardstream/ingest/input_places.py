@@ -106,10 +106,34 @@ def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
 
 def _files_at_url(folder: str, max_depth: int | None, options: Mapping[str, Any]) -> Iterator[tuple[str, int | None]]:
     fs, root = _filesystem(folder, options)
-    for path, info in fs.find(root, maxdepth=max_depth, detail=True).items():
-        name = path.removeprefix(root.rstrip("/")).lstrip("/")
-        if info["type"] == "file" and not any(component.startswith(".") for component in name.split("/")):
-            yield name, info.get("size")
+    if max_depth is None and _lists_all_at_once(fs):
+        for path, info in fs.find(root, detail=True).items():
+            name = _name_below(path, root)
+            if info["type"] == "file" and not any(component.startswith(".") for component in name.split("/")):
+                yield name, info.get("size")
+        return
+    below = [(root, 1)]
+    while below:
+        parent, depth = below.pop()
+        for info in fs.ls(parent, detail=True):
+            path = info["name"].rstrip("/")
+            if path == parent.rstrip("/") or path.rpartition("/")[2].startswith("."):
+                continue  # some list the folder itself as well
+            if info["type"] == "file":
+                yield _name_below(path, root), info.get("size")
+            elif info["type"] == "directory" and depth != max_depth:
+                below.append((path, depth + 1))
+
+
+def _lists_all_at_once(fs: Any) -> bool:
+    """Whether one listing gives all files at any depth, as of object stores; fsspec's own walk omits what fails."""
+    from fsspec.asyn import AsyncFileSystem  # noqa: PLC0415
+
+    return isinstance(fs, AsyncFileSystem) and type(fs)._find is not AsyncFileSystem._find  # noqa: SLF001
+
+
+def _name_below(path: str, root: str) -> str:
+    return path.removeprefix(root.rstrip("/")).lstrip("/")
 
 
 def _local_files(folder: str, max_depth: int | None) -> Iterator[tuple[str, int]]:

@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from shardstream.errors import FormatError
 from shardstream.format.manifest import FORMAT_NAME, MANIFEST_NAME
-from shardstream.ingest.input_file import InputFile, read_block, suffix_and_codec
+from shardstream.ingest.input_file import read_block, readable_file, refuse_archive, suffix_and_codec
 from shardstream.ingest.input_places import absolute, files_below, joined, look_at, split_glob
 
 Kind: TypeAlias = Literal["text", "jsonl", "parquet", "arrow"]
@@ -61,7 +62,7 @@ def find_inputs(inputs: Sequence[str], storage_options: Mapping[str, Any] | None
 
     Raises:
         ValueError: No input is given; a folder has nothing to read; a file is named twice, is a dataset's manifest, is
-            no regular file, cannot be read from within its compression, or has a name that is not UTF-8.
+            no regular file, is an archive, cannot be read from within its compression, or has a name that is not UTF-8.
         ImportError: A package that a URL needs is not installed.
         OSError: An input is not there, or cannot be listed.
     """
@@ -87,7 +88,7 @@ def _inputs_of(given: str, options: Mapping[str, Any]) -> Inputs:
     path = absolute(given)
     standing = look_at(path, options)
     if standing is not None and not standing.is_folder:
-        return Inputs((_input(path, standing.num_bytes, "text"),), 0)
+        return Inputs((_named_input(path, standing.num_bytes),), 0)
     folder, patterns = (path, []) if standing else split_glob(path)
     if standing is None and not patterns:
         raise FileNotFoundError(f"{given}: no such file or folder")
@@ -97,9 +98,10 @@ def _inputs_of(given: str, options: Mapping[str, Any]) -> Inputs:
 def _inputs_of_folder(given: str, folder: str, options: Mapping[str, Any]) -> Inputs:
     found = files_below(folder, None, options)
     files = tuple(
-        _input(joined(folder, name), num_bytes, kind)
+        Input(joined(folder, name), _KINDS[suffix], codec, num_bytes)
         for name, num_bytes in found
-        if (kind := _kind_of(name)) is not None
+        for suffix, codec in [suffix_and_codec(name)]
+        if suffix in _KINDS
     )
     if not files:
         raise ValueError(
@@ -113,7 +115,7 @@ def _inputs_of_glob(given: str, folder: str, patterns: Sequence[str], options: M
     standing = look_at(folder, options)
     max_depth = None if "**" in patterns else len(patterns)
     files = tuple(
-        _input(joined(folder, name), num_bytes, "text")
+        _named_input(joined(folder, name), num_bytes)
         for name, num_bytes in (files_below(folder, max_depth, options) if standing and standing.is_folder else ())
         if _matches(name.split("/"), patterns)
     )
@@ -130,13 +132,9 @@ def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
-def _kind_of(name: str) -> Kind | None:
-    return _KINDS.get(suffix_and_codec(name)[0])
-
-
-def _input(path: str, num_bytes: int | None, kind_of_others: Kind) -> Input:
+def _named_input(path: str, num_bytes: int | None) -> Input:
     suffix, codec = suffix_and_codec(path)
-    return Input(path, _KINDS.get(suffix, kind_of_others), codec, num_bytes)
+    return Input(path, _KINDS.get(suffix, "text"), codec, num_bytes)
 
 
 def _check(file: Input, options: Mapping[str, Any]) -> None:
@@ -146,6 +144,7 @@ def _check(file: Input, options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{file.path!r}: the name is not UTF-8, and no record of it could be kept; rename it"
         ) from None
+    refuse_archive(file.path, member="**/*.txt")
     if file.codec is not None and file.kind in {"parquet", "arrow"}:
         raise ValueError(f"{file.path}: cannot be read from within {file.codec}; decompress it first")
     if file.path.endswith(f"/{MANIFEST_NAME}") and _is_manifest(file.path, options):
@@ -156,5 +155,9 @@ def _check(file: Input, options: Mapping[str, Any]) -> None:
 
 
 def _is_manifest(path: str, options: Mapping[str, Any]) -> bool:
-    with InputFile(path, options).open() as data:
+    try:
+        file = readable_file(path, options)
+    except FormatError:
+        return False  # who reads it reports it
+    with file.open() as data:
         return _IS_MANIFEST.search(read_block(data, _MANIFEST_START_BYTES, path)) is not None

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from shardstream.errors import FormatError
-from shardstream.ingest.input_file import InputFile
+from shardstream.ingest.input_file import readable_file
 from shardstream.ingest.inputs import Input, Kind, find_inputs
 
 # Large enough that a part's beginning and end cost nothing, small enough that some hundred of them keep every process
@@ -20,6 +20,8 @@ from shardstream.ingest.inputs import Input, Kind, find_inputs
 _NUM_PARTS: Final = 256
 _MIN_PART_BYTES: Final = 2**22
 _MAX_PART_BYTES: Final = 2**30
+# Each takes some 250 bytes of memory, and a dataset of its own while the job is at work.
+_MAX_NUM_PARTS: Final = 100_000
 
 
 class InputRange(msgspec.Struct, frozen=True):
@@ -61,23 +63,30 @@ def plan_parts(
 ) -> Plan:
     """Find the files of ``inputs`` and cut them into parts. The same inputs give the same plan.
 
-    No file is opened but Parquet and Arrow files that are larger than a part.
+    No file is opened but Parquet and Arrow files that are larger than a part, whose footers this process reads, and
+    files named ``manifest.json``, which may be a dataset's.
 
     Args:
         inputs: Files, folders and globs, local or of any URL that fsspec knows; see :func:`find_inputs`.
-        part_bytes: Stored bytes of a part at most, at least 1; only what cannot be cut makes a larger one. By default
-            a 256th of all, but at least 4 MiB and at most 1 GiB.
+        part_bytes: Stored bytes of a part at most, at least 1, and so many that they make no more than
+            some 100,000 parts; only what cannot be cut makes a larger one. By default a 256th of all, but at least 4 MiB
+            and at most 1 GiB.
         storage_options: As the fsspec filesystem takes them.
 
     Raises:
         ValueError: An argument is wrong, or an input cannot be taken.
         ImportError: A package that a URL needs is not installed.
-        OSError: An input is not there, or cannot be listed.
+        OSError: An input is not there, or cannot be listed, or its footer cannot be read.
     """
     if part_bytes is not None and part_bytes < 1:
         raise ValueError(f"part_bytes is {part_bytes}; wanted at least 1, such as {_MIN_PART_BYTES}")
     files, num_ignored = find_inputs(inputs, storage_options)
     num_bytes = sum(file.num_bytes or 0 for file in files)
+    if part_bytes is not None and num_bytes // part_bytes > _MAX_NUM_PARTS:
+        raise ValueError(
+            f"part_bytes is {part_bytes}, which makes some {num_bytes // part_bytes} parts; "
+            f"wanted at least {-(-num_bytes // _MAX_NUM_PARTS)}"
+        )
     if part_bytes is None:
         part_bytes = min(max(num_bytes // _NUM_PARTS, _MIN_PART_BYTES), _MAX_PART_BYTES)
     ranges = (one for file in files for one in _ranges_of(file, part_bytes, storage_options))
@@ -118,9 +127,9 @@ def _unit_cuts(file: Input, part_bytes: int, storage_options: Mapping[str, Any] 
     from shardstream.ingest.table_files import arrow_unit_offsets, parquet_unit_offsets  # noqa: PLC0415 - pyarrow takes 0.1 s
 
     try:
-        stored = InputFile(file.path, storage_options)
+        stored = readable_file(file.path, storage_options)
         offsets = parquet_unit_offsets(stored) if file.kind == "parquet" else arrow_unit_offsets(stored)
-    except (FormatError, PermissionError):
+    except FormatError:
         return []  # who reads it reports it
     cuts = [_Cut(0, 0)]
     for unit, (start, stop) in enumerate(pairwise(offsets)):

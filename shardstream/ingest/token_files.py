@@ -1,7 +1,7 @@
 """A file of ids by its name -> a TokenFile."""
 
 from shardstream.ingest.flat_ids import npy_file, raw_file
-from shardstream.ingest.input_file import InputFile
+from shardstream.ingest.input_file import InputFile, refuse_archive
 from shardstream.ingest.token_pieces import TokenFile
 
 
@@ -21,6 +21,7 @@ def open_token_file(path: str, *, dtype: str | None, column: str | None) -> Toke
         OSError: It cannot be read.
     """
     file = InputFile(path)
+    refuse_archive(path, member="ids.npy")
     if file.suffix == ".npy":
         return npy_file(file)
     if file.suffix == ".bin":

@@ -124,7 +124,7 @@ def test_no_input_at_all_is_an_empty_dataset(run, tmp_path: Path) -> None:
         (["flat.npy", "--out", "nosuch://x"], "Protocol not known: nosuch"),
         (
             ["rows.parquet", "--column", "text"],
-            "rows.parquet: wanted a column 'text' of ids or of lists of ids; of that kind it has: ids",
+            "rows.parquet: wanted a column 'text' of ids or of lists of ids; of that kind it has: 'ids'",
         ),
         (
             ["rows.parquet", "flat.npy", "--eos-id", "0"],

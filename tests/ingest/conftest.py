@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import NDArray
 
 from shardstream.ingest import column_ids, flat_ids
@@ -19,6 +20,44 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flat_ids, "_PIECE_BYTES", 64)
     monkeypatch.setattr(column_ids, "_NUM_ID_ROWS", 100)
     monkeypatch.setattr(column_ids, "_NUM_LIST_ROWS", 3)
+
+
+class FaultyFileSystem(MemoryFileSystem):  # type: ignore[misc]
+    """What lies at ``memory://``, from a server that fails when it is told to."""
+
+    protocol = "faulty"
+    cachable = False
+    faults: ClassVar[dict[tuple[str, str], OSError]] = {}
+    """What a call raises of a path."""
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("faulty://", "memory://")))
+
+    def _fail(self, call: str, path: str) -> None:
+        if fault := self.faults.get((call, self._strip_protocol(path))):
+            raise fault
+
+    def info(self, path: str, **options: Any) -> Any:
+        self._fail("info", path)
+        return super().info(path, **options)
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        self._fail("ls", path)
+        return super().ls(path, detail, **options)
+
+    def _open(self, path: str, *args: Any, **options: Any) -> Any:
+        self._fail("open", path)
+        return super()._open(path, *args, **options)
+
+
+@pytest.fixture
+def faults() -> Iterator[dict[tuple[str, str], OSError]]:
+    """What ``faulty://`` is to raise, by call and path; it is empty afterwards."""
+    fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
+    yield FaultyFileSystem.faults
+    FaultyFileSystem.faults.clear()
+    MemoryFileSystem.store.clear()
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -1,7 +1,6 @@
 """Documents of all kinds of files: that parts of any size give the same."""
 
 import bz2
-import contextlib
 import gzip
 import json
 import lzma
@@ -86,51 +85,108 @@ def test_documents_do_not_depend_on_the_parts(files: list[tuple[str, list[str]]]
 
 
 @pytest.fixture
-def private_file() -> Iterator[str]:
-    """A file that this process may see and may not read, also where it is started by root."""
+def private_folder() -> Iterator[Path]:
+    """A folder of files that this process may see and may not read, also where it is started by root."""
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.txt"
+        path = Path(folder) / "a.parquet"
         path.write_bytes(b"text")
-        read(InputRange(str(path), "text"))  # imports what is needed while that may be read
+        read(InputRange(str(path), "parquet"))  # imports what is needed while that may be read
+        path.with_name("manifest.json").write_bytes(b'{"format": "')
         os.chmod(folder, 0o755)  # noqa: PTH101
-        path.chmod(0)
+        for file in Path(folder).iterdir():
+            file.chmod(0)
         if user == 0:
             os.seteuid(65_534)
-        yield str(path)
+        yield Path(folder)
         os.seteuid(user)
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "arrow"])
-def test_a_file_that_may_not_be_read_is_a_bad_record(private_file: str, kind: Kind) -> None:
+def test_a_file_that_may_not_be_read_is_a_bad_record(private_folder: Path, kind: Kind) -> None:
     """Its permissions are a fact about the input, as its bytes are; it is one record, however many ranges it has."""
-    assert [read(InputRange(private_file, kind, start)) for start in (0, 1)] == [
-        ([], [BadRecord(private_file, "", "cannot be read: Permission denied")]),
+    path = str(private_folder / "a.parquet")
+
+    assert [read(InputRange(path, kind, start)) for start in (0, 1)] == [
+        ([], [BadRecord(path, "", "cannot be read: Permission denied")]),
         ([], []),
     ]
 
 
-def test_a_plan_passes_over_a_file_that_may_not_be_read(private_file: str) -> None:
-    """Who reads it reports it."""
-    plan = plan_parts([str(Path(private_file).parent)], part_bytes=1)
+def test_a_plan_passes_over_a_file_that_may_not_be_read(private_folder: Path) -> None:
+    """Who reads it reports it, also where the plan would look whether it can be cut, or is a dataset's manifest."""
+    plan = plan_parts([str(private_folder)], part_bytes=1)
 
-    assert [one.path for part in plan.parts for one in part] == [private_file]
+    assert {one.path for part in plan.parts for one in part} == {
+        str(private_folder / "a.parquet"),
+        str(private_folder / "manifest.json"),
+    }
 
 
-def test_a_server_that_refuses_is_no_bad_record(moto_s3, fault_proxy) -> None:
-    """Credentials may have expired: all other files would be left out too, and nothing is wrong with them."""
-    with fsspec.open(f"{moto_s3.url}/a.txt", "wb", **moto_s3.storage_options) as file:
-        file.write(b"text")
-    proxy = fault_proxy(moto_s3.endpoint_url, rates={"403": 1.0})
+SERVER_FAULTS = [PermissionError(13, "credentials have expired"), OSError(5, "the server is down")]
+
+
+@pytest.mark.parametrize("fault", SERVER_FAULTS, ids=["refuses", "fails"])
+@pytest.mark.parametrize("call", ["info", "open"])
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".txt", "text"), (".jsonl", "jsonl"), (".parquet", "parquet"), (".feather", "arrow")]
+)
+def test_a_server_that_fails_ends_the_reading(  # noqa: PLR0917 - what is multiplied
+    tmp_path: Path,
+    faults: dict[tuple[str, str], OSError],
+    suffix: str,
+    kind: Kind,
+    start: int,
+    call: str,
+    fault: OSError,
+) -> None:
+    """No document is left out for it, and no record is called bad: another try may read all of them."""
+    write(tmp_path / f"a{suffix}", ["a", "b", "c"])
+    fsspec.filesystem("memory").pipe(f"/in/a{suffix}", (tmp_path / f"a{suffix}").read_bytes())
+    one = InputRange(f"faulty://in/a{suffix}", kind, start)
+    assert read(one)[0]
     bad: list[BadRecord] = []
+    faults[call, f"/in/a{suffix}"] = fault
 
-    for endpoint_url, error in ((moto_s3.endpoint_url, None), (proxy.endpoint_url, PermissionError)):
-        options = moto_s3.storage_options_at(endpoint_url)
-        one = InputRange(f"{moto_s3.url}/a.txt", "text")
-        pieces = pieces_of(one, text_field="text", on_bad_record=bad.append, storage_options=options)
-        with pytest.raises(error) if error else contextlib.nullcontext():
-            assert [piece.text for piece in pieces] == ["text"]
+    with pytest.raises(OSError) as caught:
+        list(pieces_of(one, text_field="text", on_bad_record=bad.append))
+
+    assert caught.value is fault
     assert bad == []
+
+
+@pytest.mark.parametrize("fault", SERVER_FAULTS, ids=["refuses", "fails"])
+@pytest.mark.parametrize("suffix", [".parquet", ".feather"])
+def test_a_server_that_fails_leaves_no_plan(
+    tmp_path: Path, faults: dict[tuple[str, str], OSError], suffix: str, fault: OSError
+) -> None:
+    """Where a file may be cut is not known: another try would make other parts of the same inputs."""
+    write(tmp_path / f"a{suffix}", ["a", "b", "c"])
+    fsspec.filesystem("memory").pipe(f"/in/a{suffix}", (tmp_path / f"a{suffix}").read_bytes())
+    assert len(plan_parts(["faulty://in"], part_bytes=1).parts) == 2
+    faults["open", f"/in/a{suffix}"] = fault
+
+    with pytest.raises(OSError) as caught:
+        plan_parts(["faulty://in"], part_bytes=1)
+
+    assert caught.value is fault
+
+
+def test_documents_come_from_s3(moto_s3) -> None:
+    """Files at any depth, in the plan and in the reading."""
+    for name in ("b.txt", "a/c.txt", "a/.hidden/d.txt", ".e.txt"):
+        with fsspec.open(f"{moto_s3.url}/{name}", "wb", **moto_s3.storage_options) as file:
+            file.write(name.encode())
+
+    plan = plan_parts([moto_s3.url], storage_options=moto_s3.storage_options)
+    pieces = [
+        piece
+        for one in plan.parts[0]
+        for piece in pieces_of(one, text_field="text", on_bad_record=print, storage_options=moto_s3.storage_options)
+    ]
+
+    assert [piece.text for piece in pieces] == ["a/c.txt", "b.txt"]
 
 
 def test_a_file_that_is_gone_ends_the_reading(place) -> None:

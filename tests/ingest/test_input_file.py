@@ -86,10 +86,15 @@ def test_what_cannot_be_read_is_an_error_that_names_it(place) -> None:
         ("a.txt.xz", ".txt", "xz"),
         ("zip://a.txt::s3://b/c.zip", ".txt", None),
         ("simplecache::s3://b/c.jsonl.zst", ".jsonl", "zstd"),
+        ("https://a/b.jsonl?X-Amz-Signature=a/b.c", ".jsonl", None),
+        ("simplecache::http://a/b.jsonl.gz?a.txt\n#c.md", ".jsonl", "gzip"),
+        ("https://a/b.txt#c.md", ".txt", None),
+        ("s3://a/b?c.txt", ".txt", None),
+        ("a?b.txt", ".txt", None),
     ],
 )
 def test_a_name_tells_the_suffix_and_the_compression(path: str, suffix: str, codec: str | None) -> None:
-    """Of a URL with several links, the one that has the path."""
+    """Of a URL with several links, the one that has the path; of a link of the web, without query and fragment."""
     assert suffix_and_codec(path) == (suffix, codec)
 
 

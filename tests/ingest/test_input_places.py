@@ -77,6 +77,29 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         files_below(str(tmp_path / "nowhere"), None, {})
 
 
+def test_a_folder_that_cannot_be_listed_is_an_error(faults: dict[tuple[str, str], OSError]) -> None:
+    """Nor is one below it left out: its files would be missing without a word."""
+    for name in ("a", "sub/b", "sub/c/d"):
+        fsspec.filesystem("memory").pipe(f"/in/{name}", b"1")
+    assert files_below("faulty://in", None, {}) == [("a", 1), ("sub/b", 1), ("sub/c/d", 1)]
+
+    for folder in ("/in", "/in/sub", "/in/sub/c"):
+        faults["ls", folder] = OSError(5, "the server is down")
+        with pytest.raises(OSError, match="the server is down"):
+            files_below("faulty://in", None, {})
+        faults.clear()
+
+
+def test_a_folder_may_list_itself(faults: dict[tuple[str, str], OSError], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stores do that keep an empty object for a folder: it is neither a file in it nor a way round in a circle."""
+    fsspec.filesystem("memory").pipe("/in/a", b"1")
+    listing = fsspec.filesystem("memory").ls("/in", detail=True)
+    itself = [{"name": "/in/", "type": kind, "size": 0} for kind in ("file", "directory")]
+    monkeypatch.setattr(fsspec.get_filesystem_class("faulty"), "ls", lambda *_, **__: [*itself, *listing])
+
+    assert files_below("faulty://in", None, {}) == [("a", 1)]
+
+
 def test_options_reach_the_filesystem() -> None:
     """What the filesystem does not understand, it refuses: so it was asked."""
     with pytest.raises(ValueError, match="mode 'nonsense'"):

@@ -1,6 +1,8 @@
 """Which files the inputs are."""
 
 import os
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,37 @@ def test_a_compressed_column_file_is_refused(place, name: str) -> None:
     for given in (path, folder_of(path)):
         with pytest.raises(ValueError, match="cannot be read from within (gzip|zstd); decompress it first$"):
             find_inputs([given], None)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.zip", "a.txt.zip", "a.ZIP", "a.tar", "a.tar.gz", "a.tgz", "a.tbz", "a.tbz2", "a.txz", "a.tar.zst"]
+)
+def test_an_archive_is_refused(place, name: str) -> None:
+    """Files in it would be lost, or run into one another."""
+    path = place(f"in/{name}", b"")
+
+    with pytest.raises(ValueError, match=r": an archive of files; unpack it, or name what is in it, as (zip|tar)://"):
+        find_inputs([path], None)
+
+
+def test_files_in_an_archive_are_named_as_its_refusal_says(tmp_path: Path) -> None:
+    """What the message shows is a glob of all texts at any depth."""
+    (tmp_path / "a.txt").write_bytes(b"12")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.txt", "top/a.txt")
+        archive.write(tmp_path / "a.txt", "b.txt")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive_of_tapes:
+        archive_of_tapes.add(tmp_path / "a.txt", "top/a.txt")
+        archive_of_tapes.add(tmp_path / "a.txt", "b.txt")
+
+    for name in ("a.zip", "a.tar.gz"):
+        with pytest.raises(ValueError, match="an archive of files") as caught:
+            find_inputs([str(tmp_path / name)], None)
+        found = find_inputs([str(caught.value).rpartition(" as ")[2]], None)
+        assert [(file.path.partition("::")[0][6:], file.num_bytes) for file in found.files] == [
+            ("b.txt", 2),
+            ("top/a.txt", 2),
+        ]
 
 
 def test_a_dataset_is_no_input(tmp_path: Path) -> None:

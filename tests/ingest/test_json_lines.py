@@ -131,7 +131,7 @@ def test_a_byte_order_mark_is_dropped(place) -> None:
         (b'[{"text": "a"}]', "an array; wanted a JSON object on each line"),
         (b'"a"', "a string; wanted a JSON object on each line"),
         (b"{}", "no field 'text'; the object has nothing; name the field of the text"),
-        (b'{"id": 1, "body": ""}', "no field 'text'; the object has id, body; name the field of the text"),
+        (b'{"id": 1, "body": ""}', "no field 'text'; the object has 'id', 'body'; name the field of the text"),
         (b'{"text": null}', "field 'text' is null; wanted a string"),
         (b'{"text": {"a": 1}}', "field 'text' is an object; wanted a string"),
         (b'{"text": 1.5}', "field 'text' is a number; wanted a string"),
@@ -148,6 +148,16 @@ def test_a_bad_line_is_reported_and_passed_over(place, line: bytes, reason: str)
     assert [piece.text for piece in pieces] == ["a", "b"]
     assert [(record.source, record.key) for record in bad] == [(path, "byte 14")]
     assert bad[0].reason.startswith(f"line 2: {reason}")
+
+
+def test_a_message_does_not_grow_with_a_line(place) -> None:
+    """What a stranger calls a field is shown in part, and without control codes."""
+    path = place("a.jsonl", json.dumps({"\x1b[31m" + "x" * 100_000: 1}).encode())
+
+    ((_, reason),) = reasons(path)
+
+    assert reason.isprintable()
+    assert len(reason) < 200
 
 
 def test_who_starts_in_the_middle_has_not_counted_lines(place) -> None:

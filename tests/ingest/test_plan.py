@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardstream.ingest import plan
 from shardstream.ingest.plan import InputRange, Plan, plan_parts
 
 ROWS = 40
@@ -132,6 +133,16 @@ def test_a_part_holds_a_byte() -> None:
     """A size of nothing is a wrong argument."""
     with pytest.raises(ValueError, match="^part_bytes is 0; wanted at least 1, such as 4194304$"):
         plan_parts(["a"], part_bytes=0)
+
+
+def test_parts_are_not_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes memory, and a dataset of its own: a size that makes very many is taken for a mistake."""
+    monkeypatch.setattr(plan, "_MAX_NUM_PARTS", 10)
+    write(tmp_path, [(".jsonl", 21)])
+
+    with pytest.raises(ValueError, match="^part_bytes is 1, which makes some 21 parts; wanted at least 3$"):
+        plan_parts([str(tmp_path)], part_bytes=1)
+    assert len(plan_parts([str(tmp_path)], part_bytes=3).parts) == 7
 
 
 def test_ignored_files_are_counted(tmp_path: Path) -> None:

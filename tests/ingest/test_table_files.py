@@ -1,5 +1,7 @@
 """Parquet and Arrow files: opened, and where they may be cut."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -42,3 +44,14 @@ def test_bytes_that_make_no_sense_are_told_from_a_place_that_fails() -> None:
         raise pa.ArrowInvalid("no")
     with pytest.raises(StorageError, match="^no$"), translated("a", "Arrow"):
         raise StorageError("no")
+
+
+def test_a_file_that_cannot_be_opened_is_no_damage(tmp_path: Path) -> None:
+    """Its bytes may be good: the error stays what it is."""
+    (tmp_path / "a").write_bytes(b"ARROW1")
+    file = InputFile(str(tmp_path / "a"))
+    (tmp_path / "a").unlink()
+
+    for unit_offsets in (parquet_unit_offsets, arrow_unit_offsets):
+        with pytest.raises(FileNotFoundError):
+            unit_offsets(file)

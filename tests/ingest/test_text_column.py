@@ -1,6 +1,8 @@
 """Columns of text in Parquet and in every form of Arrow."""
 
 import os
+import re
+import tracemalloc
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,6 +12,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from shardstream import StorageError
 from shardstream.ingest import text_column
 from shardstream.ingest.document_pieces import BadRecord, DocumentPiece
 from shardstream.ingest.input_file import InputFile
@@ -142,11 +145,11 @@ def test_a_row_that_is_no_text_is_passed_over(place, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        (pa.table({"a": ["x"], "b": [1]}), "no column 'text'; it has a, b; name the column of the text"),
+        (pa.table({"a": ["x"], "b": [1]}), "no column 'text'; it has 'a', 'b'; name the column of the text"),
         (pa.table({}), "no column 'text'; it has none; name the column of the text"),
-        (pa.table({"text": [1]}), "column 'text' is of int64; wanted one of strings"),
-        (pa.table({"text": [b"x"]}), "column 'text' is of binary; wanted one of strings"),
-        (pa.table({"text": [["x"]]}), "column 'text' is of list<"),
+        (pa.table({"text": [1]}), "column 'text' is of 'int64'; wanted one of strings"),
+        (pa.table({"text": [b"x"]}), "column 'text' is of 'binary'; wanted one of strings"),
+        (pa.table({"text": [["x"]]}), "column 'text' is of 'list<"),
         (pa.table([["x"], ["y"]], names=["text", "text"]), "2 columns 'text'; wanted one"),
     ],
     ids=["missing", "none", "numbers", "bytes", "lists", "two"],
@@ -163,6 +166,42 @@ def test_a_file_without_the_column_is_one_bad_record(place, suffix: str, table: 
         assert pieces == []
         assert [(record.source, record.key) for record in bad] == [(path, "")] * num_records
         assert all(record.reason.startswith(reason) for record in bad)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_that_are_not_utf_8_are_one_bad_record(place, suffix: str) -> None:
+    """Whether or not that of the text is among them."""
+    table = pa.table({"text": ["a"], "needle": ["b"]})
+    path = place(f"a{suffix}", table_bytes(table, suffix).replace(b"needle", b"needl\xff"))
+
+    pieces, bad = read(path)
+
+    assert pieces == []
+    assert [(record.source, record.key) for record in bad] == [(path, "")]
+    assert re.match("cannot be read as (Parquet|Arrow): 'utf-8' codec can't decode", bad[0].reason)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_message_does_not_grow_with_a_name(place, suffix: str) -> None:
+    """What a stranger calls a column is shown in part, and without control codes."""
+    name = "\x1b[31m" + "x" * 100_000
+    nested = pa.array([{name: 1}], pa.struct([(name, pa.int8())]))
+
+    for table in (pa.table({name: [1]}), pa.table({"text": nested})):
+        (record,) = read(place(f"a{suffix}", table_bytes(table, suffix)))[1]
+        assert record.reason.isprintable()
+        assert len(record.reason) < 200
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".feather", "file.arrow"])
+def test_a_file_that_was_cut_and_cannot_be_opened_has_changed(place, suffix: str) -> None:
+    """A range after the first is there because the file could be read: no document is dropped without a word."""
+    for content in (b"no such file at all", b""):
+        path = place(f"a{suffix}", content)
+        with pytest.raises(
+            StorageError, match=f"a{suffix}: has changed since the job was planned: .*: cannot be read as "
+        ):
+            read(path, 2, 4)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -199,6 +238,48 @@ def test_a_damaged_row_group_loses_its_rest_alone(tmp_path) -> None:
         assert [record.key for record in bad] == ["row 50"]
         assert bad[0].reason.startswith("cannot be read as Parquet: ")
         assert bad[0].reason.endswith("; the rest of row group 2 is left out")
+
+
+def test_a_dictionary_of_parquet_is_not_left(place) -> None:
+    """A row that points behind its end is damage; other row groups are documents."""
+    column = pa.DictionaryArray.from_arrays(pa.array([2] * 50, pa.int32()), ["a", "b", "c"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": column}), sink, row_group_size=25, compression="none")
+    data = bytes(sink.getvalue())
+    indices = bytes([2, 25 << 1, 2])  # of two bits each, 25 times the same, the last of three
+    assert data.count(indices) == 2
+    path = place("a.parquet", data.replace(indices, indices[:2] + b"\x03", 1))
+
+    pieces, bad = read(path)
+
+    assert [(piece.text, piece.key) for piece in pieces] == [("c", f"row {row}") for row in range(25, 50)]
+    assert [record.key for record in bad] == ["row 0"]
+    assert bad[0].reason.startswith("cannot be read as Parquet: ")
+
+
+@pytest.mark.parametrize(("suffix", "is_dictionary"), [(".parquet", False), *((suffix, True) for suffix in SUFFIXES)])
+def test_rows_that_are_stored_once_are_not_made_at_once(
+    place, suffix: str, *, is_dictionary: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file may stand for huge rows: of their texts, one is in memory beside the one that is given."""
+    num_characters = 2**20
+    monkeypatch.setattr(text_column, "_BATCH_BYTES", num_characters)
+    column = pa.array(["x" * num_characters] * 64).dictionary_encode()
+    if not is_dictionary:
+        column = column.cast(pa.string())
+    path = place(f"a{suffix}", table_bytes(pa.table({"text": column}), suffix))
+    pieces = parquet_pieces if suffix == ".parquet" else arrow_pieces
+    one = InputRange(path, "parquet" if suffix == ".parquet" else "arrow", num_bytes=1)
+    file = InputFile(path)
+    bad: list[BadRecord] = []
+
+    tracemalloc.start()
+    num_rows = sum(1 for _ in pieces(file, one, text_field="text", on_bad_record=bad.append))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert (num_rows, bad) == (64, [])
+    assert peak < 4 * num_characters
 
 
 @pytest.mark.parametrize(("suffix", "num_kept"), [("file.arrow", 75), ("stream.arrow", 50)])

@@ -95,7 +95,11 @@ def test_the_first_bad_byte_is_named(text: str, block_bytes: int, tail: bytes) -
 
 @pytest.mark.parametrize(
     ("suffix", "data"),
-    [(".gz", gzip.compress(b"text" * 99, mtime=0)[:-9]), (".zst", zstandard.compress(b"text" * 99)[:-3]), (".xz", b"none")],
+    [
+        (".gz", gzip.compress(b"text" * 99, mtime=0)[:-9]),
+        (".zst", zstandard.compress(b"text" * 99)[:-3]),
+        (".xz", b"none"),
+    ],
 )
 def test_what_cannot_be_decompressed_is_a_bad_record(place, suffix: str, data: bytes) -> None:
     """A part of a text is no document."""
