@@ -1,6 +1,7 @@
 """``shardstream tokenize``: text becomes a dataset."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import rich_click as click
@@ -65,7 +66,7 @@ _RAY: Final = "ray"
     "--shuffle-documents",
     type=int,
     metavar="SEED",
-    help="Put documents in a new order, within buffers of some 30 million characters.",
+    help="Put documents in a new order, within buffers of 33 million characters, or 130,000 short documents.",
 )
 @click.option(
     "--side-files", is_flag=True, help="Keep where each document comes from, in a Parquet file beside each shard."
@@ -116,18 +117,18 @@ def tokenize(
     which one field is read; any other file is text, and one document. Every processor works; the dataset is the same for
     any number of them. Text never becomes a special token; each document is ended by one.
 
-    The dataset appears when it is complete. After Ctrl-C or a crash, run the same command again: it goes on.
+    The dataset appears when it is complete. After Ctrl-C or a crash, run the same command again: it goes on. Parts that
+    are done stay; one that was begun goes on too on this machine, and begins anew on a Ray cluster.
     """
     with wrong_use():
         chosen = _engine_of(engine, address, processes)
     began = time.perf_counter()
-    last = TokenizeProgress()
+    told: list[TokenizeProgress] = []  # the first, which counts what earlier runs did, and the last
     try:
         with job_bar("tokenizing", is_quiet=as_json) as show, wrong_use():
 
             def keep(progress: TokenizeProgress) -> None:
-                nonlocal last
-                last = progress
+                told[1:] = [progress]
                 show(progress.num_bytes, progress.total_bytes, progress.note)
 
             manifest = shardstream.tokenize(
@@ -142,7 +143,7 @@ def tokenize(
     except KeyboardInterrupt as error:
         again = "the same command without --overwrite" if overwrite else "the same command"
         raise Interrupted(f"interrupted; what is durable stays, and {again} goes on from there") from error
-    facts = _facts_of(manifest, last, time.perf_counter() - began)
+    facts = _facts_of(manifest, told, time.perf_counter() - began)
     print_report([text("uri", "dataset", uri), *facts], as_json=as_json)
 
 
@@ -158,7 +159,7 @@ def _engine_of(engine: str, address: str | None, processes: int | None) -> Engin
     return RayEngine(address=address)
 
 
-def _facts_of(manifest: Manifest, progress: TokenizeProgress, seconds: float) -> list[Fact]:
+def _facts_of(manifest: Manifest, told: Sequence[TokenizeProgress], seconds: float) -> list[Fact]:
     account = manifest.metadata["tokenize"]
     return [
         *facts_of(manifest),
@@ -166,15 +167,15 @@ def _facts_of(manifest: Manifest, progress: TokenizeProgress, seconds: float) ->
         count("num_empty_documents", "empty documents", account["num_empty_documents"]),
         count("num_bad_records", "bad records", account["num_bad_records"]),
         Fact("seconds", "time", seconds, seconds_text(seconds)),
-        _rate(progress, seconds),
+        _rate(told, seconds),
     ]
 
 
-def _rate(progress: TokenizeProgress, seconds: float) -> Fact:
-    if not progress.total_bytes:
+def _rate(told: Sequence[TokenizeProgress], seconds: float) -> Fact:
+    if not told:
         return Fact("tokens_per_second", "rate", 0.0, "none: this very job was complete")
-    tokens_per_second = progress.num_tokens / seconds
-    mb_per_second = progress.num_bytes / seconds / 1e6
+    tokens_per_second = told[-1].num_tokens / seconds
+    mb_per_second = (told[-1].num_bytes - told[0].num_bytes) / seconds / 1e6
     return Fact(
         "tokens_per_second",
         "rate",

@@ -16,7 +16,7 @@ import msgspec
 
 from shardstream.errors import FormatError, ResumeError, StorageError
 from shardstream.format.manifest import MANIFEST_NAME, Manifest
-from shardstream.ingest.part import SHUFFLE_CHARACTERS, Settings
+from shardstream.ingest.part import DOCUMENT_CHARACTERS, SHUFFLE_CHARACTERS, Settings
 from shardstream.ingest.plan import Plan
 from shardstream.storage.store import store_of
 from shardstream.write.dataset_writer import checked_metadata
@@ -102,9 +102,11 @@ class Job:
             self._check(names)
             if self._overwrite:
                 clear_target(self._store, names)
-            if self.manifest is None and (self._overwrite or TOKENIZE_NAME not in names):
+            has_record = TOKENIZE_NAME in names and not self._overwrite
+            if self.manifest is None and not has_record:
                 self._store.put(TOKENIZE_NAME, msgspec.json.encode(self._record), overwrite=True)
-            if self.manifest is not None:
+            # The record goes last: without it, all is tidy, and what lies beside the dataset is somebody else's.
+            if self.manifest is not None and has_record:
                 self._clean_up(names)
             self._stack = stack.pop_all()
         return self
@@ -199,6 +201,7 @@ class Job:
     def _account_of(self, parts: Mapping[str, Manifest]) -> dict[str, Any]:
         """How the dataset came about, for its manifest."""
         seed = self.settings.shuffle_seed
+        buffer = {"buffer_characters": SHUFFLE_CHARACTERS, "extra_characters_per_document": DOCUMENT_CHARACTERS}
         return {
             "job_sha256": self._sha256,
             "inputs_sha256": self.plan.inputs_sha256,
@@ -208,7 +211,7 @@ class Job:
             "num_bad_records": _sum_of(parts, "num_bad_records"),
             "add_bos": self.settings.add_bos,
             "special_text": self.settings.special_text,
-            "shuffle": None if seed is None else {"seed": seed, "buffer_characters": SHUFFLE_CHARACTERS},
+            "shuffle": None if seed is None else {"seed": seed, **buffer},
         }
 
     def _clean_up(self, names: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """Text -> one dataset: ``tokenize``."""
 
+import fnmatch
 import functools
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +10,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from shardstream.format.manifest import Manifest, TokenizerIdentity
+from shardstream.format.manifest import Manifest
+from shardstream.ingest.input_places import absolute, split_glob
 from shardstream.ingest.job import Job
-from shardstream.ingest.part import Advance, OnError, Settings, SpecialText
+from shardstream.ingest.part import NUM_BAD_RECORDS_SHOWN, Advance, OnError, Settings, SpecialText, identity_of
 from shardstream.ingest.plan import plan_parts
 from shardstream.ingest.processes import run_tasks
 from shardstream.ingest.tokenizer import Tokenizer
@@ -20,9 +23,6 @@ from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS
 from shardstream.write.zstd_upload import Compression
 
 _log = logging.getLogger("shardstream")
-
-# A corpus may have millions of them.
-_NUM_BAD_RECORDS_SHOWN: Final = 20
 
 # Who writes the parts: called with them, with what they have in common, and with what to call as the work goes on;
 # returns when all are done. A part may be tried more than once, also at once: see ``Job.part_uri``.
@@ -74,7 +74,8 @@ def tokenize(
 
     The inputs are cut into parts, by their sizes alone. Each part is written by one process; when all are there, one
     manifest makes them a dataset. So its digest does not depend on ``processes``, and after a crash, or Ctrl-C, the same
-    call goes on: a part that is done is never done again, and one that was begun goes on from its last full shard.
+    call goes on: a part that is done is never done again, and one that was begun on this machine goes on from its last
+    full shard.
 
     Args:
         inputs: Files, folders, glob patterns or fsspec URLs of them, in the order of the stream: JSON lines (also
@@ -88,7 +89,8 @@ def tokenize(
             the letters that it is, ``"refuse"`` makes the document a bad record. Never does text become a special token.
         on_error: What a bad record does: ``"stop"`` ends the job with its file and place, ``"skip"`` leaves it out, counts
             it and logs the first.
-        shuffle_documents: A seed: documents are put in a new order, within buffers of 2**25 characters.
+        shuffle_documents: A seed: documents are put in a new order, within buffers of 2**25 characters, where each
+            document counts for 256 more than it has. A text longer than 2**23 characters keeps its place.
         side_files: Write beside each shard where its documents come from; see ``TokenDataset.document_at``.
         shard_tokens: Tokens of each shard but the last of a part.
         part_bytes: About how many stored bytes of the inputs make a part; None makes 256 parts, of 4 MiB to 1 GiB.
@@ -98,13 +100,15 @@ def tokenize(
         engine: Who writes the parts in place of processes on this machine, such as
             ``shardstream.integrations.ray_data.RayEngine``; the dataset is the same.
         overwrite: Replace the dataset, or what another job left, at ``uri``.
-        storage_options: Passed to the fsspec filesystem of inputs and target.
+        storage_options: Passed to the fsspec filesystem of inputs and target. Processes on this machine read them as
+            JSON.
         progress: Called as the work goes on, by one thread at a time.
 
     Returns:
         The manifest. ``metadata["tokenize"]`` counts the documents that were empty and the records that were bad.
 
     Raises:
+        TypeError: ``inputs`` is one path, or JSON cannot say the metadata or a storage option.
         ValueError: An argument is out of range, or nothing to read was found.
         FormatError: A record is bad, or there is no document at all.
         StorageError: The target holds something else, or something cannot be read or written.
@@ -112,6 +116,10 @@ def tokenize(
     """
     if processes is not None and engine is not None:
         raise ValueError("processes are of this machine, which an engine does not use: give one of the two")
+    if isinstance(inputs, (str, os.PathLike)):
+        raise TypeError(f"inputs is one path; wanted a list of them, such as [{os.fspath(inputs)!r}]")
+    if engine is None:
+        _check_json(storage_options or {})
     num_processes = _num_processors() if processes is None else processes
     if num_processes < 1:
         raise ValueError(f"processes is {processes}; wanted at least 1")
@@ -158,15 +166,44 @@ def tokenize(
         return job.publish()
 
 
+def _check_json(storage_options: Mapping[str, Any]) -> None:
+    for key, value in storage_options.items():
+        if not _is_json(value):  # which may be a secret, so its type alone is shown
+            raise TypeError(
+                f"storage_options[{key!r}] is of type {type(value).__name__}; wanted what JSON can say, since the "
+                "processes read it from a pipe"
+            )
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _check_apart(inputs: Sequence[str], uri: str) -> None:
     """Refuse a target that the next run, or this very one, would take for a part of its inputs."""
+    target = f"{_real(uri)}/"
     for one in inputs:
-        if f"{_absolute(uri)}/".startswith(f"{_absolute(one)}/"):
-            raise ValueError(f"{uri} lies in the input {one}; choose a place outside")
+        # What exists under the very name of a glob is no glob; which of them it is will be seen later.
+        for folder, patterns in ((absolute(one), ["**"]), split_glob(absolute(one))):
+            prefix = f"{_real(folder)}/"
+            if target.startswith(prefix) and _may_match_below(target[len(prefix) :].split("/")[:-1], patterns):
+                raise ValueError(f"{uri} lies in the input {one}; choose a place outside")
 
 
-def _absolute(place: str) -> str:
-    return place.rstrip("/") if "://" in place else os.path.realpath(place)
+def _real(place: str) -> str:
+    path = absolute(place)
+    return (path if "://" in path else os.path.realpath(path)).rstrip("/")
+
+
+def _may_match_below(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether a file below a folder, given by its names, may match a glob."""
+    if not names or not patterns or patterns[0] == "**":
+        return bool(patterns)
+    return fnmatch.fnmatchcase(names[0], patterns[0]) and _may_match_below(names[1:], patterns[1:])
 
 
 def _settings_of(tokenizer: Tokenizer, *, eos: str | None, add_bos: bool, **others: Any) -> Settings:
@@ -178,13 +215,7 @@ def _settings_of(tokenizer: Tokenizer, *, eos: str | None, add_bos: bool, **othe
         raise ValueError(f"eos is {eos!r}, which tokenizer {tokenizer.name} does not have as a token")
     if add_bos and tokenizer.bos_id is None:
         raise ValueError(f"add_bos: tokenizer {tokenizer.name} has no token that begins a document")
-    identity = TokenizerIdentity(
-        name=tokenizer.name,
-        sha256=tokenizer.sha256,
-        eos_id=eos_id,
-        bos_id=tokenizer.bos_id,
-        pad_id=tokenizer.pad_id,
-    )
+    identity = identity_of(tokenizer, eos_id=eos_id)
     checked = {"tokenizer": msgspec.to_builtins(identity), "vocab_size": tokenizer.vocab_size, "add_bos": add_bos}
     try:
         return msgspec.convert(checked | others, Settings)
@@ -197,6 +228,7 @@ class _Counter:
 
     def __init__(self, total_bytes: int, progress: Callable[[TokenizeProgress], object] | None) -> None:
         self._sum = TokenizeProgress(total_bytes=total_bytes)
+        self._shown: list[str] = []
         self._progress: Final = progress
 
     def advance(self, done: Advance) -> None:
@@ -205,10 +237,12 @@ class _Counter:
             total_bytes=self._sum.total_bytes,
             num_documents=self._sum.num_documents + done.num_documents,
             num_tokens=self._sum.num_tokens + done.num_tokens,
-            num_bad_records=self._sum.num_bad_records + bool(done.left_out),
+            num_bad_records=self._sum.num_bad_records + done.num_bad_records,
         )
-        if done.left_out and self._sum.num_bad_records <= _NUM_BAD_RECORDS_SHOWN:
-            _log.warning("left out: %s", done.left_out)
+        for record in done.left_out:
+            if len(self._shown) < NUM_BAD_RECORDS_SHOWN and record not in self._shown:  # a part may be tried again
+                self._shown.append(record)
+                _log.warning("left out: %s", record)
         if self._progress is not None:
             self._progress(self._sum)
 

@@ -4,9 +4,7 @@ They are plain programs that read JSON from a pipe, not children of multiprocess
 no ``if __name__ == "__main__"``, nothing is forked, nothing is pickled, and no part waits for another.
 """
 
-import builtins
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -22,10 +20,11 @@ from shardstream.errors import ShardstreamError
 from shardstream.ingest.part import Advance
 from shardstream.ingest.worker import ONE_THREAD, Answer, Setup, Task
 
-# The child searches modules where this process does: not in the folder that it happens to run in.
+# The child searches modules where this process does, and from the first import on: `python -c` would begin in the folder
+# that it happens to run in, where a `json.py` may lie.
 _PROGRAM: Final = """
-import json, sys
-sys.path = json.loads(sys.argv[1])
+import sys
+sys.path[:] = sys.argv[1:]
 from shardstream.ingest.worker import main
 main()
 """
@@ -41,8 +40,8 @@ def run_tasks(tasks: Sequence[Task], setup: Setup, advance: Callable[[Advance], 
         num_processes: How many at a time.
 
     Raises:
-        ShardstreamError, ValueError, OSError: What went wrong in a part. The other processes are ended at once; what
-            is durable stays.
+        ShardstreamError, ImportError: What went wrong in a part. The other processes are ended at once; what is durable
+            stays.
     """
     waiting = iter(tasks)
     lock = threading.Lock()
@@ -77,7 +76,7 @@ class _Worker:
 
     def __enter__(self) -> "_Worker":
         self._process = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-c", _PROGRAM, json.dumps(sys.path)],
+            [sys.executable, "-c", _PROGRAM, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **ONE_THREAD},
@@ -104,7 +103,7 @@ class _Worker:
             while not (answer := self._answer()).is_done:
                 if answer.error is not None:
                     self._process.wait()  # those were its last words
-                    raise _error_of(answer)
+                    raise _error_of(answer.error, answer.message)
                 advance(answer.advance or Advance())
 
     def _tell(self, what: Setup | Task) -> None:
@@ -115,16 +114,15 @@ class _Worker:
     def _answer(self) -> Answer:
         line = self._stdout.readline()
         if not line:
+            status = self._process.wait()
+            why = "killed, or out of memory: fewer processes take less" if status < 0 else "what it printed says why"
             raise ShardstreamError(
-                f"a tokenizing process ended without a word (status {self._process.wait()}): killed, or out of memory; "
-                "the same call goes on from what is durable, fewer processes take less memory"
+                f"a tokenizing process ended without a word (status {status}): {why}; the same call goes on from what is "
+                "durable"
             )
         return msgspec.json.decode(line, type=Answer)
 
 
-def _error_of(answer: Answer) -> Exception:
-    known = getattr(errors, str(answer.error), None) or getattr(builtins, str(answer.error), None)
-    if isinstance(known, type) and issubclass(known, (ShardstreamError, ValueError, OSError, ImportError)):
-        with contextlib.suppress(TypeError):  # UnicodeDecodeError wants more than a message
-            return known(answer.message)
-    return ShardstreamError(f"{answer.error}: {answer.message}")
+def _error_of(kind: str, message: str) -> Exception:
+    error: Exception = ImportError(message) if kind == "ImportError" else getattr(errors, kind)(message)
+    return error

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, NoReturn
 
 import msgspec
 
-from shardstream.errors import FormatError, ShardstreamError
+from shardstream.errors import FormatError, ShardstreamError, StorageError
 from shardstream.ingest.part import Advance, Settings, write_part
 from shardstream.ingest.plan import InputRange
 from shardstream.ingest.tokenizer import Tokenizer
@@ -31,6 +31,14 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     storage_options: dict[str, Any] | None
 
+    def __repr__(self) -> str:
+        """Of the storage options, which may hold credentials, the names alone."""
+        names = ", ".join(self.storage_options or ())
+        return f"Setup(tokenizer={self.tokenizer!r}, settings={self.settings!r}, storage_options=<{names}>)"
+
+    def __rich_repr__(self) -> None:  # type: ignore[override]
+        """Nothing: rich, which would show the fields of a ``Struct``, falls back on ``__repr__``."""
+
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """Every other line that it reads: a part."""
@@ -46,8 +54,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     advance: Advance | None = None
     is_done: bool = False
     error: str | None = None
-    """The class of the error."""
+    """The class of the error: one of ``shardstream.errors``, or ImportError."""
     message: str = ""
+
+    @classmethod
+    def of(cls, error: Exception) -> "Answer":
+        """What went wrong, as the job raises it."""
+        found = job_error_of(error)
+        return cls(error="ImportError" if isinstance(found, ImportError) else type(found).__name__, message=str(found))
 
 
 def main() -> None:
@@ -61,7 +75,7 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - the parent raises it
             if not isinstance(error, (ShardstreamError, OSError)):
                 traceback.print_exc()  # nobody foresaw it, so where it happened matters
-            _say(answers, Answer(error=type(error).__name__, message=str(error)))
+            _say(answers, Answer.of(error))
     sys.stderr.flush()
     os._exit(1)  # Python's own way out would stumble over the thread that waits at standard input
 
@@ -81,6 +95,18 @@ def _work(lines: "queue.SimpleQueue[bytes]", answers: BinaryIO) -> NoReturn:
             storage_options=setup.storage_options,
         )
         _say(answers, Answer(is_done=True))
+
+
+def job_error_of(error: Exception) -> ShardstreamError | ImportError:
+    """What a job raises where a part of it raised ``error``.
+
+    The job's arguments have been checked by then: what is no error of ours yet is one of the place, or nobody foresaw it.
+    """
+    if isinstance(error, (ShardstreamError, ImportError)):
+        return error
+    if isinstance(error, OSError):
+        return StorageError(str(error))
+    return ShardstreamError(f"{type(error).__name__}: {error}")
 
 
 @functools.lru_cache(maxsize=1)

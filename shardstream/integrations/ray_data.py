@@ -15,25 +15,31 @@ tokenizer and target have to be reachable by the same name from every node: obje
 import contextlib
 import functools
 import logging
+import operator
 import os
 import platform
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from shardstream.errors import FormatError, ShardstreamError, StorageError
-from shardstream.ingest.part import Advance, write_part
+from shardstream.format.manifest import PositiveCount, dtype_of_vocab
+from shardstream.ingest.part import Advance, identity_of, write_part
 from shardstream.ingest.tokenizers import load_tokenizer
-from shardstream.ingest.worker import ONE_THREAD, Setup, Task, agreed_tokenizer
+from shardstream.ingest.worker import ONE_THREAD, Setup, Task, agreed_tokenizer, job_error_of
 from shardstream.storage.store import store_of
-from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS, DatasetWriter
+from shardstream.write.dataset_writer import (
+    DEFAULT_SHARD_TOKENS,
+    DatasetWriter,
+    checked_metadata,
+    tokenizer_identity,
+)
 from shardstream.write.journal import LOCK_NAME
 from shardstream.write.merge import merge
 from shardstream.write.target import (
@@ -59,24 +65,10 @@ except ModuleNotFoundError as error:
 
 # Of one task, lost with its process or its node. Ray Data would go on for ever, also where a part does not fit in memory.
 _MAX_RETRIES: Final = 10
-# A task tells of its progress once in so many seconds, and the driver asks as often: 1,000 of them are no load.
+# The driver asks what is new once in so many seconds; a task tells of it twice as often.
 _PROGRESS_S: Final = 1.0
 _TELL_TIMEOUT_S: Final = 10
 _TASK_COLUMN: Final = "task"
-
-
-class _Counts(NamedTuple):
-    num_documents: int = 0
-    num_tokens: int = 0
-    num_bytes: int = 0
-
-    @classmethod
-    def of(cls, advance: Advance) -> "_Counts":
-        return cls(advance.num_documents, advance.num_tokens, advance.num_bytes)
-
-    def plus(self, other: "_Counts", sign: int = 1) -> "_Counts":
-        return _Counts(*(mine + sign * more for mine, more in zip(self, other, strict=True)))
-
 
 # Takes the number of a part, the name of a try, what is new of it, and whether that is the last.
 _Tell: TypeAlias = Callable[..., object]
@@ -106,7 +98,7 @@ class RayEngine:
             advance: Called as the work goes on, by one thread at a time. What a lost task had told is taken back.
 
         Raises:
-            ShardstreamError, ValueError, OSError: What went wrong in a part, or with the cluster.
+            ShardstreamError, ImportError: What went wrong in a part, or with the cluster.
         """
         if not tasks:
             return
@@ -151,6 +143,7 @@ class TokenDatasink(ray.data.Datasink[tuple[int, str]]):
         storage_options: Passed to the fsspec filesystem, on every node.
 
     Raises:
+        TypeError, ValueError: An argument is out of range, or JSON cannot say the metadata.
         ValueError: ``write_datasink`` finds an id outside the vocabulary, ``eos_id`` in a row, or no such column.
         FormatError: There is no row at all.
         StorageError: The target is not empty, or cannot be written.
@@ -173,7 +166,7 @@ class TokenDatasink(ray.data.Datasink[tuple[int, str]]):
         self._storage_options = dict(storage_options or {})
         self._store = store_of(uri, self._storage_options)
         self._column = column
-        self._metadata = dict(metadata or {})
+        self._metadata = checked_metadata(metadata)
         self._overwrite = overwrite
         self._has_documents = eos_id is not None or (tokenizer or {}).get("eos_id") is not None
         self._writer_options: dict[str, Any] = {
@@ -183,6 +176,7 @@ class TokenDatasink(ray.data.Datasink[tuple[int, str]]):
             "tokenizer": tokenizer,
             "compression": compression,
         }
+        _check(**self._writer_options)
         # Part of each folder's name: a write deletes what itself wrote, and no other's.
         self._write_id = uuid.uuid4().hex[:12]
         self._is_under_way = False
@@ -269,13 +263,7 @@ class Encode:
         self._column = column
         loaded = load_tokenizer(self._tokenizer)
         self.vocab_size: int = loaded.vocab_size
-        self.identity: dict[str, Any] = {
-            "name": loaded.name,
-            "sha256": loaded.sha256,
-            "eos_id": loaded.eos_id,
-            "bos_id": loaded.bos_id,
-            "pad_id": loaded.pad_id,
-        }
+        self.identity: dict[str, Any] = msgspec.to_builtins(identity_of(loaded, eos_id=loaded.eos_id))
 
     def __call__(self, batch: Any) -> pa.Table:
         """Encode a batch.
@@ -316,7 +304,7 @@ class _PartsDatasink(ray.data.Datasink[None]):
 
     def _write(self, task: Task) -> None:
         name = _name_of_try()
-        report = _Report(functools.partial(self._tell, task.index, name))
+        tell = functools.partial(self._tell, task.index, name)
         settings = self._setup.settings
         try:
             write_part(
@@ -325,104 +313,97 @@ class _PartsDatasink(ray.data.Datasink[None]):
                 index=task.index,
                 settings=settings,
                 tokenizer=agreed_tokenizer(self._setup.tokenizer, settings.tokenizer.sha256),
-                advance=report,
+                advance=tell,
                 storage_options=self._setup.storage_options,
             )
         except OSError as error:
             raise _PartError(StorageError(f"on node {platform.node()}: {error}")) from error
-        except (ShardstreamError, ValueError, ImportError) as error:
-            raise _PartError(error) from error
-        report.flush(is_last=True)
+        except Exception as error:
+            raise _PartError(job_error_of(error)) from error
+        tell(Advance(), is_last=True)
 
 
 class _PartError(Exception):
     """Takes an error, its one argument, to the driver as it is: Ray Data would add to its message."""
 
 
-class _Report:
-    """Tells of progress, but not too often."""
-
-    def __init__(self, tell: _Tell) -> None:
-        self._tell = tell
-        self._counts = _Counts()
-        self._left_out: list[str] = []
-        self._told_at = -_PROGRESS_S
-
-    def __call__(self, advance: Advance) -> None:
-        self._counts = self._counts.plus(_Counts.of(advance))
-        self._left_out += [advance.left_out] if advance.left_out else []
-        if time.monotonic() >= self._told_at + _PROGRESS_S:
-            self.flush(is_last=False)
-
-    def flush(self, *, is_last: bool) -> None:
-        self._tell(self._counts, self._left_out, is_last=is_last)
-        self._counts, self._left_out = _Counts(), []
-        self._told_at = time.monotonic()
-
-
 class _Tally:
     """Adds up what tasks tell: an actor beside the driver. Of each part, the last try counts."""
 
     def __init__(self) -> None:
-        self._untold = _Counts()
-        self._untold_left_out: list[str] = []
+        self._untold = Advance()
         self._tries: dict[int, list[str]] = {}
-        self._counts: dict[int, _Counts] = {}
-        self._left_out: dict[int, set[str]] = {}
+        self._undoing: dict[int, Advance] = {}
+        self._is_stopped = False
 
-    def add(self, part: int, name: str, counts: _Counts, left_out: list[str]) -> None:
-        """A try of a part, by its name, has done so much more."""
+    def add(self, part: int, name: str, news: Advance) -> bool:
+        """A try of a part, by its name, has done so much more. Returns whether the job goes on."""
         tries = self._tries.setdefault(part, [])
         if name not in tries:
             tries.append(name)
-            self._untold = self._untold.plus(self._counts.pop(part, _Counts()), sign=-1)
-        if name != tries[-1]:  # it was taken for lost, another try has begun, and it goes on all the same
-            return
-        self._untold = self._untold.plus(counts)
-        self._counts[part] = self._counts.get(part, _Counts()).plus(counts)
-        known = self._left_out.setdefault(part, set())
-        self._untold_left_out += [record for record in left_out if record not in known]
-        known.update(left_out)
+            self._untold += self._undoing.pop(part, Advance())
+        if name == tries[-1]:  # else it was taken for lost, another try has begun, and it goes on all the same
+            self._untold += news
+            self._undoing[part] = self._undoing.get(part, Advance()) + -news
+        return not self._is_stopped
 
-    def take(self) -> list[Advance]:
+    def take(self) -> Advance:
         """What is new since the last call."""
-        news = [Advance(**self._untold._asdict()), *(Advance(left_out=record) for record in self._untold_left_out)]
-        self._untold, self._untold_left_out = _Counts(), []
+        news, self._untold = self._untold, Advance()
         return news
 
+    def stop(self) -> None:
+        """End the job: each task hears of it when its part is done."""
+        self._is_stopped = True
 
-def _tell(tally: Any, *news: Any, is_last: bool) -> None:
-    """Tell the actor; when the task is about to end, wait until it has heard: the driver will ask it no more."""
+
+def _tell(tally: Any, *news: Any, is_last: bool = False) -> None:
+    """Tell the actor; when the task is about to end, wait until it has heard: the driver will ask it no more.
+
+    Raises:
+        _PartError: The job was stopped.
+    """
     heard = tally.add.remote(*news)
+    goes_on = True
     if is_last:
         with contextlib.suppress(RayError):  # without the actor there is no progress to show, and the work goes on
-            ray.get(heard, timeout=_TELL_TIMEOUT_S)
+            goes_on = ray.get(heard, timeout=_TELL_TIMEOUT_S)
+    if not goes_on:
+        raise _PartError(ShardstreamError("the job was stopped"))
 
 
 @contextlib.contextmanager
 def _tally_of(advance: Callable[[Advance], object]) -> Iterator[Any]:
-    """A tally, of which ``advance`` hears from a thread while the block runs, and once more at its end."""
+    """A tally, of which ``advance`` hears from a thread while the block runs, and once more at its end.
+
+    What ``advance`` raises stops the job, and is raised when the block ends.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tally: Any = ray.remote(num_cpus=0)(_Tally).options(scheduling_strategy=here).remote()
     is_over = threading.Event()
 
     def tell() -> None:
         with contextlib.suppress(RayError):
-            for news in ray.get(tally.take.remote()):
-                advance(news)
+            advance(ray.get(tally.take.remote()))
 
     def listen() -> None:
-        while not is_over.wait(_PROGRESS_S):
-            tell()
-
-    with ThreadPoolExecutor(1) as pool:
-        listening = pool.submit(listen)
         try:
-            yield tally
-        finally:
-            is_over.set()
-        listening.result()
+            while not is_over.wait(_PROGRESS_S):
+                tell()
+        except BaseException:
+            tally.stop.remote()
+            raise
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            listening = pool.submit(listen)
+            try:
+                yield tally
+            finally:
+                is_over.set()
+                listening.result()  # raised in place of the error by which the stopped job ended
         tell()
+    finally:
         ray.kill(tally)
 
 
@@ -449,6 +430,28 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+class _ShardOptions(msgspec.Struct, frozen=True, kw_only=True):
+    shard_tokens: PositiveCount
+    compression: Compression | None
+
+
+def _check(
+    *,
+    vocab_size: int,
+    shard_tokens: int,
+    eos_id: int | None,
+    tokenizer: Mapping[str, Any] | None,
+    compression: Compression | None,
+) -> None:
+    """Refuse now what a ``DatasetWriter`` would refuse in each task."""
+    dtype_of_vocab(operator.index(vocab_size))
+    tokenizer_identity(tokenizer, eos_id, vocab_size)
+    try:
+        msgspec.convert({"shard_tokens": operator.index(shard_tokens), "compression": compression}, _ShardOptions)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
 
 
 def _name_on_nodes(tokenizer: str) -> str:

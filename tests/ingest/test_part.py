@@ -3,7 +3,7 @@
 import json
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,18 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import shardstream
 from shardstream import FormatError
 from shardstream.format.manifest import TokenizerIdentity
 from shardstream.ingest import input_file, text_file
 from shardstream.ingest import part as part_module
+from shardstream.ingest.byte_tokenizer import ByteTokenizer
 from shardstream.ingest.json_tokenizer import JsonTokenizer, train_byte_bpe
 from shardstream.ingest.part import Advance, Settings, write_part
 from shardstream.ingest.plan import plan_parts
 from shardstream.ingest.tokenizer import END_OF_TEXT, Tokenizer
-from shardstream.ingest.tokenizers import load_tokenizer
-from tests.ingest.tokenizer_kinds import TEKKEN_FILES
 
 WORDS = ["the ", "Größe", " and", "日本", "\n\n", "naïve", "  x", "🙂", "don't ", END_OF_TEXT]
 BPE = train_byte_bpe(["the tree and the Größe don't naïve 日本 " * 5], vocab_size=300)
@@ -125,7 +125,37 @@ def test_text_that_spells_a_special_token_can_be_refused(write, tmp_path: Path) 
 
     assert texts_in(dataset) == ["one", "two"]
     assert dataset.manifest.metadata == {"num_empty_documents": 0, "num_bad_records": 1}
-    assert [one.left_out != "" for one in told].count(True) == 1
+    assert sum(one.num_bad_records for one in told) == 1
+    assert [record.partition(": ")[2] for record in shown_of(told)] == [
+        f"the text spells the special token {END_OF_TEXT!r}; special_text='encode' takes it as text"
+    ]
+
+
+def test_of_many_bad_records_the_first_are_told(write, tmp_path: Path) -> None:
+    """All are counted; twenty are named."""
+    (path := tmp_path / "in.jsonl").write_text("no JSON\n" * 50)
+    told: list[Advance] = []
+    write(path, on_error="skip", told=told)
+
+    assert sum(one.num_bad_records for one in told) == 50
+    assert [record.startswith(f"{path}, byte {8 * number}") for number, record in enumerate(shown_of(told))] == [
+        True
+    ] * 20
+
+
+def shown_of(told: list[Advance]) -> list[str]:
+    return [record for one in told for record in one.left_out]
+
+
+def test_progress_is_told_now_and_then(write, tmp_path: Path, monkeypatch) -> None:
+    """At once, then twice a second at most, and at the end, however many documents are dropped; all adds up."""
+    monkeypatch.setattr(part_module, "_PROGRESS_S", 10**9)
+    path = json_lines(tmp_path / "in.jsonl", [*[""] * 1000, "one"])
+    told: list[Advance] = []
+    write(path, told=told)
+
+    assert len(told) == 2
+    assert sum(told, Advance()) == Advance(num_documents=1, num_tokens=4, num_bytes=path.stat().st_size)
 
 
 def test_empty_documents_are_dropped_and_counted(write, tmp_path: Path) -> None:
@@ -147,18 +177,39 @@ def test_bos_begins_every_document(write, tmp_path: Path) -> None:
     assert dataset.manifest.num_documents == 2
 
 
-@given(num_documents=st.integers(0, 60), seed=st.integers(0, 9), shuffle=st.integers(0, 2**70), index=st.integers(0, 9))
-def test_a_shuffle_keeps_every_document(
-    num_documents: int, seed: int, shuffle: int, index: int, tmp_path_factory
-) -> None:
-    """It is a permutation, and the same one again for the same seed and part."""
-    folder = tmp_path_factory.mktemp("shuffle")
-    path = json_lines(folder / "in.jsonl", texts := some_texts(num_documents, seed))
-    run = writer_in(folder)
-    given_options = {"shuffle_seed": shuffle, "index": index, "side_files": False}
-    first, second = (texts_in(run(path, uri=folder / name, **given_options)) for name in ("a", "b"))
+LONG = -1
+
+
+@given(
+    sizes=st.lists(st.integers(0, 900) | st.just(LONG), max_size=60),
+    seed=st.integers(0, 2**70),
+    part=st.integers(0, 9),
+)
+def test_a_shuffle_keeps_every_document(sizes: list[int], seed: int, part: int) -> None:
+    """It is a permutation, the same one for the same seed and part; a long document keeps its place."""
+    documents: list[Any] = [
+        part_module._LongDocument(iter(()), "a", str(number))
+        if size == LONG
+        else part_module._Document("x" * size, "a", str(number), size)
+        for number, size in enumerate(sizes)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part_module, "SHUFFLE_CHARACTERS", 5000)
+        first, second = (list(part_module._shuffled(documents, seed=seed, part=part)) for _ in range(2))
 
     assert first == second
+    assert sorted(first, key=documents.index) == documents
+    assert [index for index, one in enumerate(first) if isinstance(one, part_module._LongDocument)] == [
+        index for index, size in enumerate(sizes) if size == LONG
+    ]
+
+
+def test_a_part_is_shuffled_the_same_way_again(write, tmp_path: Path) -> None:
+    """Two runs of one part write the same dataset, which holds every document."""
+    path = json_lines(tmp_path / "in.jsonl", texts := some_texts(60, seed=3))
+    first, second = (texts_in(write(path, uri=tmp_path / name, shuffle_seed=2**70)) for name in ("a", "b"))
+
+    assert first == second != texts
     assert sorted(first) == sorted(texts)
 
 
@@ -177,8 +228,11 @@ def test_a_shuffle_depends_on_seed_and_part(write, tmp_path: Path) -> None:
 
 
 def test_documents_are_shuffled_within_a_bounded_buffer(write, tmp_path: Path, monkeypatch) -> None:
-    """When the buffer is full its documents are written, in their new order, before any later one."""
-    monkeypatch.setattr(part_module, "SHUFFLE_CHARACTERS", 30)
+    """When the buffer is full its documents are written, in their new order, before any later one.
+
+    A document fills it by its characters, and by 256 more, since short ones take memory beside their text.
+    """
+    monkeypatch.setattr(part_module, "SHUFFLE_CHARACTERS", 10 * (3 + 256))
     path = json_lines(tmp_path / "in.jsonl", [f"{number:03}" for number in range(100)])
     order = texts_in(write(path, shuffle_seed=5))
 
@@ -250,9 +304,21 @@ def test_a_long_document_that_spells_a_special_token_always_stops(write, tmp_pat
 
 
 @pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BPE], ids=["bytes", "bpe"])
+@pytest.mark.parametrize("num_before", range(93, 107))
+def test_a_special_token_across_two_pieces_is_found(write, tmp_path: Path, num_before: int, tokenizer) -> None:
+    """Wherever the pieces of a long document meet, also where the characters before are encoded already."""
+    (tmp_path / "a.txt").write_text("x " * (num_before // 2) + "x" * (num_before % 2) + END_OF_TEXT + " the tree" * 100)
+
+    with pytest.raises(FormatError, match="a.txt: the text spells the special token"):
+        write(tmp_path / "a.txt", special_text="refuse", tokenizer=tokenizer)
+
+
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("stop_at", [0, 1, 2, 7])
-def test_a_part_that_was_begun_goes_on(write, tmp_path: Path, stop_at: int) -> None:
+def test_a_part_that_was_begun_goes_on(write, tmp_path: Path, monkeypatch, stop_at: int) -> None:
     """Whatever was durable when it stopped, also inside a long document, the part ends as if it never had."""
+    monkeypatch.setattr(part_module, "_PROGRESS_S", 0)
     paths = [json_lines(tmp_path / "a.jsonl", some_texts(300, seed=2)), tmp_path / "b.txt", tmp_path / "c.jsonl"]
     paths[1].write_text("the tree and Größe " * 2000)
     json_lines(paths[2], some_texts(100, seed=4))
@@ -298,10 +364,22 @@ def test_ids_beyond_the_vocabulary_stop_the_part(write, tmp_path: Path) -> None:
         write(path, vocab_size=5)
 
 
-def test_a_text_that_a_tokenizer_cannot_take_is_named(write, tmp_path: Path) -> None:
-    """tiktoken gives up on a million spaces in a row: the document stops the part, and not its neighbours."""
-    tekken = load_tokenizer(TEKKEN_FILES[0])
-    path = json_lines(tmp_path / "in.jsonl", ["before", "x" + " " * 2_000_000, "after"])
+class LettersTokenizer(ByteTokenizer):
+    """One that cannot take every text, as libraries may."""
 
-    with pytest.raises(FormatError, match=r"in.jsonl, byte 19: cannot be tokenized: "):
-        write(path, tokenizer=tekken)
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        if not all(text.isalpha() for text in texts):
+            raise ValueError("no letters")
+        return super().encode_batch(texts)
+
+
+def test_a_text_that_a_tokenizer_cannot_take_is_named(write, tmp_path: Path) -> None:
+    """The document stops the part, and not its neighbours; skipping does not help, and the message says what does."""
+    path = json_lines(tmp_path / "in.jsonl", ["before", "2 000", "after"])
+
+    with pytest.raises(
+        FormatError,
+        match=r"in.jsonl, byte 19: cannot be tokenized: no letters; on_error='skip' cannot leave it out: "
+        "mend or remove it, and start again with overwrite=True$",
+    ):
+        write(path, tokenizer=LettersTokenizer(), on_error="skip")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ import tokenizers
 import shardstream
 from shardstream import FormatError, ResumeError, ShardstreamError, StorageError, TokenizeProgress
 from shardstream.ingest.byte_tokenizer import ByteTokenizer
+from shardstream.ingest.part import Advance
+from shardstream.ingest.processes import run_tasks
+from shardstream.ingest.worker import Setup, Task
 from tests.conftest import S3Place
 
 EOS_ID = 256
@@ -129,6 +132,12 @@ def test_the_manifest_says_how_the_dataset_came_about(tokenize, inputs: Path) ->
     assert (account["num_empty_documents"], account["num_bad_records"]) == (2, 1)
     assert (account["add_bos"], account["special_text"], account["shuffle"]) == (False, "encode", None)
     assert manifest.num_documents == 201
+    shuffled = tokenize(on_error="skip", shuffle_documents=7, overwrite=True)
+    assert shuffled.metadata["tokenize"]["shuffle"] == {
+        "seed": 7,
+        "buffer_characters": 2**25,
+        "extra_characters_per_document": 256,
+    }
 
 
 def test_a_job_that_is_done_is_not_done_again(tokenize, tmp_path: Path) -> None:
@@ -151,6 +160,20 @@ def test_a_crash_while_tidying_up_is_mended(tokenize, tmp_path: Path) -> None:
 
     assert tokenize() == done
     assert files_below(tmp_path / "out") == sorted(["manifest.json", *(shard.name for shard in done.shards)])
+
+
+def test_what_lies_beside_a_finished_dataset_stays(tokenize, tmp_path: Path) -> None:
+    """Once a job has tidied up, nothing at its target is its own but the dataset: the same call deletes nothing."""
+    tokenize()
+    with shardstream.DatasetWriter(tmp_path / "out/parts/other", vocab_size=9) as writer:
+        writer.append([1, 2])
+    (tmp_path / "out/journal").mkdir()
+    (tmp_path / "out/journal/notes.txt").write_text("precious")
+    before = files_below(tmp_path / "out")
+
+    tokenize()
+
+    assert files_below(tmp_path / "out") == before
 
 
 PROGRAM = """
@@ -269,6 +292,25 @@ def test_another_job_does_not_go_on(
     assert tokenize(shard_tokens=500, overwrite=True).num_documents == 200
 
 
+def test_a_job_with_other_parts_does_not_go_on(tokenize, tmp_path: Path) -> None:
+    """As many parts of the same inputs, cut elsewhere, are other parts: together with those that are done they lose text."""
+    folder = tmp_path / "sizes"
+    folder.mkdir()
+    for number, size in enumerate([6, 4, 5, 5]):
+        (folder / f"{number}.txt").write_text(str(number) * size)
+
+    def stop_after_one(tasks: Sequence[Task], *others: Any) -> None:
+        assert len(tasks) == 2
+        run_tasks(tasks[:1], *others, num_processes=1)
+        raise Crashed
+
+    with pytest.raises(Crashed):
+        tokenize(inputs=[folder], part_bytes=10, processes=None, engine=stop_after_one)
+
+    with pytest.raises(ResumeError, match="parts_sha256 was"):
+        tokenize(inputs=[folder], part_bytes=15)
+
+
 def test_a_damaged_record_is_no_job(tokenize, tmp_path: Path) -> None:
     """A record that cannot be read is named; overwrite starts again."""
     (tmp_path / "out/journal").mkdir(parents=True)
@@ -379,6 +421,22 @@ def test_only_the_first_bad_records_are_logged(tokenize, inputs: Path, caplog) -
     assert len(caplog.records) == 20
 
 
+def test_a_bad_record_that_is_told_again_is_logged_once(tokenize, caplog) -> None:
+    """An engine may try a part again, and takes its counts back: the record is the same."""
+    bad = Advance(num_bad_records=1, left_out=("a.jsonl, byte 0: no JSON",))
+    told: list[TokenizeProgress] = []
+
+    def engine(tasks: Sequence[Task], setup: Setup, advance: Callable[[Advance], object]) -> None:
+        run_tasks(tasks, setup, advance, num_processes=1)
+        for one in (bad, -bad, bad):
+            advance(one)
+
+    tokenize(processes=None, engine=engine, progress=told.append)
+
+    assert told[-1].num_bad_records == 1
+    assert [record.getMessage() for record in caplog.records] == ["left out: a.jsonl, byte 0: no JSON"]
+
+
 def test_files_of_no_known_kind_are_counted(tokenize, inputs: Path, caplog) -> None:
     """A folder may hold anything; what is left out of it is said, and how to have it taken."""
     (inputs / "setup.py").write_text("print()")
@@ -404,12 +462,31 @@ def test_eos_and_bos_are_the_named_tokens(tokenize, tmp_path: Path, inputs: Path
     """A tokenizer without the token that is asked for is refused; the message names both."""
     with pytest.raises(ValueError, match="eos is '</s>', which tokenizer bytes does not have as a token"):
         tokenize(eos="</s>")
-    nameless = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    nameless = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "?": 1}, [], unk_token="?"))
     nameless.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="names no end of text; say which token ends a document with eos"):
         tokenize(tokenizer=tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match="add_bos: tokenizer bytes has no token that begins a document"):
         tokenize(add_bos=True)
+
+
+@pytest.mark.parametrize("inputs", ["text.jsonl", Path("text.jsonl")])
+def test_one_path_is_no_list_of_inputs(tokenize, inputs: object) -> None:
+    """A string would be taken for a list of paths of one character."""
+    with pytest.raises(TypeError, match=r"inputs is one path; wanted a list of them, such as \['text.jsonl'\]"):
+        tokenize(inputs=inputs)
+
+
+@pytest.mark.parametrize("value", [object(), b"secret", {"secret": {"a"}}])
+def test_storage_options_that_no_process_could_be_told_are_refused(tokenize, tmp_path: Path, value: object) -> None:
+    """The key and the type are named, the value is not: it may be a secret. Nothing is written."""
+    with pytest.raises(
+        TypeError, match=r"storage_options\['token'\] is of type \w+; wanted what JSON can say"
+    ) as caught:
+        tokenize(storage_options={"anon": False, "token": value})
+
+    assert "secret" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -434,19 +511,49 @@ def test_wrong_arguments_are_refused(tokenize, tmp_path: Path, options: dict[str
 
 def test_a_part_that_nobody_sees_is_no_dataset(tokenize, tmp_path: Path) -> None:
     """An engine whose parts went where this process cannot look: nothing is published, and the message says why."""
-    with pytest.raises(StorageError, match="part"):
+    with pytest.raises(StorageError, match=r"part 0 was written, but is not there; all machines"):
         tokenize(processes=None, engine=lambda *_: None)
 
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-@pytest.mark.parametrize("place", [".", "out", "deep/er"])
-def test_a_target_inside_its_inputs_is_refused(tokenize, inputs: Path, place: str) -> None:
-    """The next run would take the dataset for text."""
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ("", "."),
+        ("", "out"),
+        ("", "deep/er"),
+        ("", "file://out"),
+        ("file://", "out"),
+        ("/**/*.jsonl", "out"),
+        ("file:///**", "out"),
+        ("/../inp*/**/*.jsonl", "out"),
+        ("/../linked/**", "out"),
+        ("/*/*", "out"),
+        ("/o*/parts/*/*", "out"),
+        ("/*.jsonl", "."),
+        ("/0.jsonl", "0.jsonl/out"),
+    ],
+)
+def test_a_target_inside_its_inputs_is_refused(tokenize, inputs: Path, given: str, place: str) -> None:
+    """The next run would take the dataset for text, whether a folder, a URL or a pattern names the inputs."""
+    (inputs.parent / "linked").symlink_to(inputs)
+    one = f"file://{inputs}{given.removeprefix('file://')}" if given.startswith("file://") else f"{inputs}{given}"
+    uri = f"file://{inputs}/{place[7:]}" if place.startswith("file://") else f"{inputs}/{place}"
+
     with pytest.raises(ValueError, match="lies in the input .*; choose a place outside"):
-        tokenize(uri=inputs / place)
+        tokenize(inputs=[one], uri=uri)
 
     assert len(list(inputs.iterdir())) == 3
+
+
+@pytest.mark.parametrize(("given", "place"), [("/*.jsonl", "out"), ("/*", "out"), ("/[0-9].*", "a/b"), ("", "../out")])
+def test_a_target_beside_its_inputs_is_taken(tokenize, inputs: Path, given: str, place: str) -> None:
+    """Where no pattern matches below it, it may stand in their folder: again and again."""
+    target = inputs / place
+    first = tokenize(inputs=[f"{inputs}{given}"], uri=target)
+
+    assert tokenize(inputs=[f"{inputs}{given}"], uri=target) == first
 
 
 @pytest.mark.s3
