@@ -13,12 +13,12 @@ that divides G, with the very samples that come next: none is skipped, none is t
     python train_gpt.py DATASET --checkpoint gpt.pt                        the rest of it, on one rank
 """
 
-# Tensor names end in their shape: B samples of this rank's batch, M tokens of context, E width of the model, H heads,
-# K width of a head, V vocabulary size. G, the size of the global batch, is B times the number of ranks.
+# Names of tensors end in their shape: B samples of a rank, M tokens, E width, H heads, K width of a head, V vocabulary.
 
 import argparse
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def join_other_ranks(kind: str) -> tuple[torch.device, int, int]:
     if kind == "cuda":
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(kind)
-    distributed.init_process_group("gloo" if kind == "cpu" else "nccl")
+    # Others may download their first shard for so long; a machine that vanished is noticed after it.
+    distributed.init_process_group("gloo" if kind == "cpu" else "nccl", timeout=timedelta(minutes=10))
     return torch.device(kind), distributed.get_rank(), distributed.get_world_size()
 
 
@@ -172,9 +173,8 @@ def train(options: argparse.Namespace, device: torch.device, dp_rank: int, dp_wo
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95))
     # Nothing draws random numbers from now on: no generator has to be saved.
     parts = {"stream": stream, "model": model, "optimizer": optimizer}
-    step = 0
-    if options.checkpoint and options.checkpoint.exists():
-        step = load_checkpoint(options.checkpoint, model_size, parts)
+    is_resumed = options.checkpoint and options.checkpoint.exists()
+    step = load_checkpoint(options.checkpoint, model_size, parts) if is_resumed else 0
     if mean_over_ranks(torch.tensor([step], device=device)) != [step]:
         raise SystemExit(f"rank {dp_rank} is at step {step}, others are not; put --checkpoint where all ranks see it")
     where = f"process {os.getpid()} on {device}, step {step} of {options.steps}"

@@ -1,7 +1,10 @@
 """What a library has to know of an object store: the seam between ``remote_store`` and the clients that it chooses from."""
 
+import os
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+ENDPOINT_VARIABLES: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the nearer one first
 
 
 class Body(NamedTuple):
@@ -58,3 +61,18 @@ class ClientUpload(Protocol):
     def abort(self) -> None:
         """Forget it; a second time does nothing."""
         ...
+
+
+def s3_endpoint(option: str | None, profile: str | None = None) -> str | None:
+    """Where an S3 is: as an option, the environment or a profile says, in this order; an empty one says nothing.
+
+    Returns:
+        A URL; None is AWS itself.
+
+    Raises:
+        ValueError: It has no scheme.
+    """
+    found = next(filter(None, [option, *map(os.environ.get, ENDPOINT_VARIABLES), profile]), None)
+    if found is not None and not found.startswith(("http://", "https://")):
+        raise ValueError(f"endpoint {found!r} has no scheme; wanted such as https://{found}")
+    return found

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from shardstream.storage.client import Body, ClientUpload
+from shardstream.storage.client import Body, ClientUpload, s3_endpoint
 from shardstream.storage.retry import Fault, fault_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class FsspecClient:
         options: What its filesystem takes.
 
     Raises:
-        ValueError: fsspec does not know the scheme.
+        ValueError: fsspec does not know the scheme, or an S3's endpoint has none.
         ImportError: The scheme needs a package that is not installed.
     """
 
@@ -114,5 +114,7 @@ def _s3fs_arguments(options: dict[str, Any]) -> dict[str, Any]:
     client_kwargs = dict(options.pop("client_kwargs", {}))
     if region is not None:
         client_kwargs["region_name"] = region
+    if endpoint := s3_endpoint(options.pop("endpoint_url", None) or client_kwargs.pop("endpoint_url", None)):
+        options["endpoint_url"] = endpoint
     config_kwargs = {**_S3_TIMEOUTS, "retries": {"total_max_attempts": 1}, **options.pop("config_kwargs", {})}
     return {**options, "client_kwargs": client_kwargs, "config_kwargs": config_kwargs, "use_listings_cache": False}

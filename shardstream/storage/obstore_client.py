@@ -6,6 +6,7 @@ that they mean one thing whichever client is installed.
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 import queue
@@ -15,9 +16,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
 import obstore
-from obstore.store import from_url
+from obstore.store import S3Store, from_url
 
-from shardstream.storage.client import Body, ClientUpload
+from shardstream.storage.client import ENDPOINT_VARIABLES, Body, ClientUpload, s3_endpoint
 from shardstream.storage.retry import RETRY_FOR_S
 
 # A request that has not been answered, or whose bytes have stopped coming, for so long has failed.
@@ -38,6 +39,7 @@ _S3_NAMES: Final = {
     "anon": "skip_signature",
     "region": "region",
 }
+_S3_CREDENTIALS: Final = ("access_key_id", "secret_access_key", "session_token")
 _GOOGLE_NAMES: Final = {"token": "service_account", "anon": "skip_signature"}
 _AZURE_NAMES: Final = {
     "account_name": "account_name",
@@ -58,27 +60,30 @@ class ObstoreClient:
         options: As the fsspec filesystem of that scheme takes them.
 
     Raises:
-        ValueError: An option is not known.
+        ValueError: An option is not known, or an endpoint has no scheme.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         scheme, _, rest = url.partition("://")
+        new_store: Callable[..., Any]
         if scheme in {"s3", "s3a"}:
-            url = f"s3://{rest}"
+            bucket, _, prefix = rest.partition("/")
+            # Not from a URL: there obstore does not know the name of the setting that is nearer than the environment.
+            new_store = functools.partial(S3Store, bucket, prefix=prefix or None)
             config, credentials = _s3_config(options)
         else:
             names = _GOOGLE_NAMES if scheme in {"gs", "gcs"} else _AZURE_NAMES
-            url = f"{'gs' if scheme in {'gs', 'gcs'} else scheme}://{rest}"
+            new_store = functools.partial(from_url, f"{'gs' if scheme in {'gs', 'gcs'} else scheme}://{rest}")
             config, credentials = _renamed(options, names), None
         arguments: dict[str, Any] = {
             "config": config,
             "client_options": _CLIENT_OPTIONS,
             "credential_provider": credentials,
         }
-        self._store = from_url(url, retry_config={"max_retries": 0}, **arguments)
+        self._store = new_store(retry_config={"max_retries": 0}, **arguments)
         # The parts of an upload are tried again by whoever knows which of them have arrived.
         timeout = timedelta(seconds=RETRY_FOR_S)
-        self._upload_store = from_url(url, retry_config={"max_retries": 10, "retry_timeout": timeout}, **arguments)
+        self._upload_store = new_store(retry_config={"max_retries": 10, "retry_timeout": timeout}, **arguments)
 
     def get(self, name: str, start: int, stop: int) -> Body:
         result = obstore.get(self._store, name, options={"range": (start, stop)})
@@ -173,12 +178,12 @@ class _ObstoreUpload:
 
 
 def _renamed(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """fsspec's options as obstore calls them."""
+    """fsspec's options as obstore calls them; an empty one is as if not given."""
     config = {}
     for option, value in options.items():
         if option not in names:
             raise ValueError(f"storage option {option!r} is not known; wanted one of {', '.join(names)}")
-        if value is not None:
+        if value not in {None, ""}:
             config[names[option]] = value
     return config
 
@@ -194,12 +199,40 @@ def _s3_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[],
     if client_kwargs:
         raise ValueError(f"client_kwargs {', '.join(client_kwargs)}: not known; wanted region_name or endpoint_url")
     config = _renamed(options, _S3_NAMES)
-    has_own = "access_key_id" in config or config.get("skip_signature")
-    if has_own or importlib.util.find_spec("botocore") is None:
-        return config, None
-    if profile is None and "AWS_PROFILE" not in os.environ and "AWS_ACCESS_KEY_ID" in os.environ:
-        return config, None
-    return _with_botocore(config, profile)
+    own = [config.get(name) for name in _S3_CREDENTIALS]
+    in_environment = [os.environ.get(f"AWS_{name.upper()}") for name in _S3_CREDENTIALS]
+    has_profile = profile is not None or "AWS_PROFILE" in os.environ
+    credentials = None
+    if own[0] is not None:
+        credentials = _without_token(*own)
+    elif config.get("skip_signature"):
+        pass
+    elif all(in_environment[:2]) and not has_profile:
+        credentials = _without_token(*in_environment)
+    elif importlib.util.find_spec("botocore") is not None:
+        config, credentials = _with_botocore(config, profile)
+    return _with_endpoint(config), credentials
+
+
+def _without_token(key: str | None, secret: str | None, token: str | None) -> Callable[[], dict[str, Any]] | None:
+    """Key and secret without a token, or None where obstore would not add the environment's, another key's or empty."""
+    if token or secret is None or "AWS_SESSION_TOKEN" not in os.environ:
+        return None
+    return lambda: {"access_key_id": key, "secret_access_key": secret, "token": None, "expires_at": None}
+
+
+def _with_endpoint(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that leave obstore no endpoint to find by itself: one that is empty or has no scheme is a panic in its Rust."""
+    variables = os.environ.keys() & set(ENDPOINT_VARIABLES)
+    endpoint = s3_endpoint(config.get("endpoint"))
+    if endpoint is None and variables:  # empty ones; it would go here if they were not there
+        region = config.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        endpoint = f"https://s3.{region or 'us-east-1'}.amazonaws.com"
+    if endpoint is None:
+        return config
+    # This variable would override the setting `endpoint`.
+    name = "aws_endpoint_url_s3" if "AWS_ENDPOINT_URL_S3" in variables else "endpoint"
+    return {**config, name: endpoint}
 
 
 def _with_botocore(config: dict[str, Any], profile: str | None) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
@@ -212,7 +245,7 @@ def _with_botocore(config: dict[str, Any], profile: str | None) -> tuple[dict[st
     endpoint = session.get_scoped_config().get("endpoint_url")
     if region and "region" not in config:
         config = {**config, "region": region}
-    if endpoint and "endpoint" not in config and not os.environ.keys() & {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}:
+    if endpoint := s3_endpoint(config.get("endpoint"), endpoint):
         config = {**config, "endpoint": endpoint}
     found = session.get_credentials()
     if found is None:

@@ -311,8 +311,9 @@ def translated(action: str, where: str) -> Any:
         raise
     except Exception as error:
         fault = fault_of(error)
+        codes = list(map(code_of, chain_of(error)))
         if fault is Fault.MISSING:
-            what = "bucket" if "NoSuchBucket" in map(code_of, chain_of(error)) else "file"
+            what = "bucket" if "NoSuchBucket" in codes else "file"
             raise StorageError(f"{where}: cannot {action}: there is no such {what}") from error
         if fault is Fault.EXISTS and action == "write":
             raise StorageError(f"{where}: it exists already, and is left as it is") from error
@@ -320,6 +321,8 @@ def translated(action: str, where: str) -> Any:
             Fault.DENIED: "; check the credentials, and what they allow",
             Fault.EXPIRED: "; the credentials have expired, and fresh ones are refused too",
         }.get(fault, "")
+        if "RequestTimeTooSkewed" in codes:
+            hint = "; this machine's clock is wrong: set it"
         raise StorageError(f"{where}: cannot {action}: {said(error)}{hint}") from error
 
 

@@ -116,7 +116,7 @@ class Cluster:
         return self._label
 
 
-class S3Server:
+class Gateway:
     """The gateway's container, and what its log says."""
 
     def __init__(self, container: Container) -> None:
@@ -138,14 +138,14 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def s3_server(cluster: Cluster) -> S3Server:
+def gateway(cluster: Cluster) -> Gateway:
     container = cluster.start("s3", options=("--init", "--network-alias", "s3"))
     container.wait_for(lambda: docker("inspect", "--format", "{{.State.Health.Status}}", container.name) == "healthy")
-    return S3Server(container)
+    return Gateway(container)
 
 
 @pytest.fixture(scope="session")
-def dataset_bytes(cluster: Cluster, s3_server: S3Server) -> int:
+def dataset_bytes(cluster: Cluster, gateway: Gateway) -> int:
     """Write the dataset in a container: Python's own `http`, ten small shards. Its bytes."""
     script = (
         'shardstream tokenize "$(python -c "import http; print(http.__path__[0])")/*.py" '
@@ -155,6 +155,20 @@ def dataset_bytes(cluster: Cluster, s3_server: S3Server) -> int:
     facts: dict[str, Any] = json.loads(cluster.run("writer", "info", DATASET, "--json"))
     num_bytes: int = facts["num_bytes"]
     return num_bytes
+
+
+@pytest.fixture(scope="session")
+def writer_with_faketime(cluster: Cluster) -> str:
+    """The writer's image, and a program in it that has others see another time."""
+    dockerfile = (
+        "FROM shardstream:writer\n"
+        "USER root\n"
+        "RUN apt-get update -qq && apt-get install -qq --no-install-recommends faketime >/dev/null\n"
+        "USER 65532\n"
+    )
+    command = ["docker", "build", "--network", "host", "--tag", "shardstream:writer-with-faketime", "-"]
+    subprocess.run(command, input=dockerfile, capture_output=True, text=True, check=True, timeout=200)
+    return "writer-with-faketime"
 
 
 @pytest.fixture

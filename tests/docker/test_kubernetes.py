@@ -1,13 +1,14 @@
 """What docker/kubernetes says is what Kubernetes takes, and its parts fit one another."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate  # type: ignore[import-untyped]  # it publishes no types
 import pytest
+import yaml  # type: ignore[import-untyped]  # it publishes no types
 
-yaml: Any = pytest.importorskip("yaml")
-kubernetes_validate: Any = pytest.importorskip("kubernetes_validate")
-
+README = Path(__file__).parents[2] / "README.md"
 FOLDER = Path(__file__).parents[2] / "docker" / "kubernetes"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
@@ -33,10 +34,22 @@ def test_parts_fit() -> None:
     pod = job["spec"]["template"]["spec"]
     (trainer,) = pod["containers"]
     env = {variable["name"]: variable.get("value") for variable in trainer["env"]}
+    options = dict(argument.split("=", 1) for argument in trainer["args"] if argument.startswith("--"))
+    num_ranks = int(env["PET_NNODES"]) * int(env["PET_NPROC_PER_NODE"])
 
     assert int(env["PET_NNODES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
     assert env["PET_MASTER_ADDR"] == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
-    assert trainer["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
+    assert int(options["--global-batch-size"]) % num_ranks == 0
+    assert trainer["resources"]["limits"] == {"nvidia.com/gpu": int(env["PET_NPROC_PER_NODE"])}
+    assert trainer["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"], "optional": True}}]
     assert {mount["name"] for mount in trainer["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_a_new_job_leaves_the_secret_alone() -> None:
+    """Each command that is shown applies one file: the Job's would else bring the Secret's example back."""
+    texts = [path.read_text() for path in (README, *FILES)]
+    applied = {path for text in texts for path in re.findall(r"kubectl apply -f ([\w./-]+)", text)}
+
+    assert applied == {f"docker/kubernetes/{path.name}" for path in FILES}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,13 @@ from shardstream import DatasetWriter
 CHECKOUT = Path(__file__).parents[2]
 BATCH_FILE = CHECKOUT / "docker" / "slurm" / "train.sbatch"
 TINY = ("--steps=3", "--layers=1", "--heads=2", "--width=32", "--context-length=8", "--global-batch-size=8")
-# Two tasks, as on two nodes; the status is the worse one.
+# Two tasks, as on two nodes; fails if either does. Like Slurm's own it takes the CPUs of a task from one variable only.
 SRUN = """#!/bin/bash
 shift
+[[ $SRUN_CPUS_PER_TASK == "$SLURM_CPUS_PER_TASK" ]] || exit 1
 SLURM_NODEID=0 "$@" & first=$!
-SLURM_NODEID=1 "$@" && wait $first
+SLURM_NODEID=1 "$@"; second=$?
+wait $first && exit $second
 """
 # A cluster so large that its list of nodes overfills a pipe that nobody reads to the end.
 SCONTROL = """#!/bin/bash
@@ -41,22 +44,29 @@ def test_two_nodes_train(tmp_path: Path) -> None:
         (commands / name).chmod(0o755)
     slurm = {
         "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "3",
         "SLURM_JOB_NODELIST": "localhost,other",
         "SLURM_SUBMIT_DIR": str(CHECKOUT),
         "CHECKPOINT": str(tmp_path / "gpt.pt"),
         "USER": "somebody",
     }
 
-    done = subprocess.run(
+    with subprocess.Popen(
         ["bash", BATCH_FILE, tmp_path / "dataset", *TINY],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=100,
         env=os.environ | slurm,
-    )
+        start_new_session=True,
+    ) as job:
+        try:
+            output, errors = job.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)  # the ranks too
+            raise
 
-    assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"^rank (\d) of 2", done.stdout, re.MULTILINE)) == {"0", "1"}
+    assert job.returncode == 0, errors
+    assert set(re.findall(r"^rank (\d) of 2", output, re.MULTILINE)) == {"0", "1"}
     assert (tmp_path / "gpt.pt").is_file()

@@ -1,8 +1,9 @@
 """Options and environment mean one thing, whichever client is installed."""
 
 import importlib.util
-import os
 import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from shardstream.errors import StorageError
 from shardstream.storage import obstore_client as module
 from shardstream.storage.obstore_client import ObstoreClient
 from shardstream.storage.remote_store import RemoteStore
+from tests.conftest import forget_user
 from tests.storage.shards import random_bytes
 
 DATA = random_bytes(100)
@@ -23,6 +25,46 @@ def url(s3) -> str:
     """A prefix that holds DATA, for everybody to read, under the name "object"."""
     s3.client.put_object(Bucket=s3.bucket, Key=f"{s3.prefix}/object", Body=DATA, ACL="public-read")
     return str(s3.url)
+
+
+class TokenServer(ThreadingHTTPServer):
+    """Answers every GET with one byte, and keeps the session tokens that came along."""
+
+    def __init__(self) -> None:
+        self.tokens: list[str | None] = []
+        super().__init__(("127.0.0.1", 0), _TokenHandler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _TokenHandler(BaseHTTPRequestHandler):
+    server: TokenServer
+
+    def do_GET(self) -> None:
+        self.server.tokens.append(self.headers["x-amz-security-token"])
+        self.send_response(206)
+        for name, value in {
+            "Content-Length": "1",
+            "Content-Range": "bytes 0-0/1",
+            "ETag": '"1"',
+            "Last-Modified": self.date_time_string(),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"1")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def token_server() -> Iterator[TokenServer]:
+    server = TokenServer()
+    thread = threading.Thread(target=server.serve_forever, args=[0.02])
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def read(url: str, **options: Any) -> bytes:
@@ -61,6 +103,46 @@ class TestOptionsAndEnvironment:
         monkeypatch.setenv("AWS_DEFAULT_REGION", s3.server.region)
 
         assert read(url) == DATA
+
+    @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+    def test_an_option_is_nearer(self, name: str, client, s3, url, monkeypatch) -> None:
+        """An endpoint that is given as an option is asked, whatever the environment says."""
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+        assert read(url, **s3.storage_options) == DATA
+
+    def test_the_other_scheme(self, client, s3, url) -> None:
+        """s3a:// is s3://."""
+        assert read(url.replace("s3://", "s3a://"), **s3.storage_options) == DATA
+
+    @pytest.mark.parametrize("empty", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "option"])
+    def test_an_empty_endpoint(self, empty: str, client, s3, url, monkeypatch) -> None:
+        """An endpoint that is empty is as if not given: the next place is looked at."""
+        other = "AWS_ENDPOINT_URL_S3" if empty == "AWS_ENDPOINT_URL" else "AWS_ENDPOINT_URL"
+        monkeypatch.setenv(other, s3.endpoint_url)
+        options = {"key": s3.server.key, "secret": s3.server.secret, "region": s3.server.region}
+        if empty == "option":
+            options["endpoint_url"] = ""
+        else:
+            monkeypatch.setenv(empty, "")
+
+        assert read(url, **options) == DATA
+
+    @pytest.mark.parametrize("where", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "option", "client_kwargs"])
+    def test_an_endpoint_without_a_scheme(self, where: str, client, url, monkeypatch) -> None:
+        """An endpoint without https:// is refused before any request, with one that would do."""
+        wrong = "s3.example.com"
+        options: dict[str, Any] = {"key": "k", "secret": "s"}
+        if where == "option":
+            options["endpoint_url"] = wrong
+        elif where == "client_kwargs":
+            options["client_kwargs"] = {"endpoint_url": wrong}
+        else:
+            monkeypatch.setenv(where, wrong)
+        message = f"object: cannot read: endpoint '{wrong}' has no scheme; wanted such as https://{wrong}"
+
+        with pytest.raises(StorageError, match=message):
+            read(url, **options)
 
     @pytest.mark.parametrize("how", ["option", "variable"])
     @pytest.mark.parametrize("with_endpoint", ["profile", "environment", "option"])
@@ -124,7 +206,6 @@ def test_unknown_client_kwargs() -> None:
             {"account_name": "n", "account_key": "k"},
         ),
         ("abfs://b/p", {"sas_token": "s", "anon": False}, "abfs://b/p", {"sas_token": "s", "skip_signature": False}),
-        ("s3a://b/p", {"anon": True}, "s3://b/p", {"skip_signature": True}),
     ],
 )
 def test_other_clouds(
@@ -156,8 +237,72 @@ def test_other_clouds_take_what_they_are_given(url: str) -> None:
     assert ObstoreClient(url, options)._store is not None
 
 
+@pytest.mark.parametrize("empty", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    ("options", "environment", "region"),
+    [
+        ({"region": "mars-1"}, {"AWS_REGION": "venus-1"}, "mars-1"),
+        ({}, {"AWS_REGION": "venus-1", "AWS_DEFAULT_REGION": "moon-1"}, "venus-1"),
+        ({}, {"AWS_DEFAULT_REGION": "moon-1"}, "moon-1"),
+        ({}, {}, "us-east-1"),
+    ],
+)
+def test_where_every_endpoint_is_empty_aws_is_asked(
+    options: dict[str, Any], environment: dict[str, str], region: str, empty: str, monkeypatch
+) -> None:
+    """An empty endpoint and no other is AWS itself in the region that is given; obstore takes the setting as it is."""
+    forget_user(monkeypatch)
+    for name, value in {empty: "", **environment}.items():
+        monkeypatch.setenv(name, value)
+    options = {"key": "k", "secret": "s", **options}
+
+    config, _ = module._s3_config(options)
+
+    endpoint = config.get("aws_endpoint_url_s3") or config["endpoint"]
+    assert endpoint == f"https://s3.{region}.amazonaws.com"
+    assert ObstoreClient("s3://bucket/x", options)._store is not None
+
+
+OPTIONS = {"key": "k", "secret": "s"}
+VARIABLES = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "sent"),
+    [
+        (OPTIONS | {"token": ""}, {}, None),
+        (OPTIONS, {"AWS_SESSION_TOKEN": ""}, None),
+        (OPTIONS, {"AWS_SESSION_TOKEN": "another key's"}, None),
+        (OPTIONS | {"token": "mine"}, {"AWS_SESSION_TOKEN": "another key's"}, "mine"),
+        ({}, VARIABLES | {"AWS_SESSION_TOKEN": ""}, None),
+        ({}, VARIABLES | {"AWS_SESSION_TOKEN": "mine"}, "mine"),
+    ],
+)
+def test_a_token_belongs_to_its_key(  # noqa: PLR0917 - pytest passes by name
+    options: dict[str, str], variables: dict[str, str], sent: str | None, client, token_server, monkeypatch
+) -> None:
+    """A token is sent with the key that it came with, and an empty one is none."""
+    forget_user(monkeypatch)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    RemoteStore("s3://bucket/x", options | {"endpoint_url": token_server.url}).get_range("object", 0, 1)
+
+    assert token_server.tokens == [sent]
+
+
+def test_empty_credentials_are_none(client, s3, url, monkeypatch) -> None:
+    """Empty variables are no credentials, and nobody asks without a signature because of them."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "")
+
+    with pytest.raises(StorageError, match="object: cannot read: Unable to locate credentials"):
+        read(url, endpoint_url=s3.endpoint_url)
+
+
 def test_without_botocore_obstore_looks_by_itself(monkeypatch) -> None:
     """Where botocore is not installed, credentials come from where obstore finds them."""
+    forget_user(monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
 
     assert module._s3_config({"region": "r"}) == ({"region": "r"}, None)
@@ -168,11 +313,8 @@ def test_botocore_does_not_override(monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "config").write_text(
         "[default]\nregion = far\naws_access_key_id = k\naws_secret_access_key = s\nendpoint_url = http://far\n"
     )
-    for name in list(os.environ):
-        if name.startswith("AWS_"):
-            monkeypatch.delenv(name)
+    forget_user(monkeypatch)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
 
     config, credentials = module._s3_config({"region": "near"})
 
@@ -180,6 +322,17 @@ def test_botocore_does_not_override(monkeypatch, tmp_path: Path) -> None:
     assert credentials is not None
     found = credentials()
     assert (found["access_key_id"], found["secret_access_key"], found["token"]) == ("k", "s", None)
+
+
+def test_a_profile_that_names_no_endpoint(monkeypatch, tmp_path: Path) -> None:
+    """Where nobody names an endpoint, obstore finds AWS's own by the region."""
+    forget_user(monkeypatch)
+    (tmp_path / "config").write_text("[default]\nregion = far\naws_access_key_id = k\naws_secret_access_key = s\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+
+    config, _ = module._s3_config({})
+
+    assert config == {"region": "far"}
 
 
 class Failing:

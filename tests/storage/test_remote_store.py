@@ -22,6 +22,7 @@ from shardstream.storage.cache import ShardCache
 from shardstream.storage.downloads import Downloads
 from shardstream.storage.remote_store import RemoteStore, said
 from shardstream.storage.store import store_of
+from tests.fault_proxy import S3_CODES
 from tests.storage.conftest import choose_s3fs
 from tests.storage.shards import content, entry_of, random_bytes
 
@@ -156,6 +157,19 @@ def test_what_does_not_pass_fails_at_once(fault: str, store: RemoteStore, proxy)
     assert outcomes(proxy)[num_before:] == [fault]
     word = "AccessDenied; check the credentials, and what they allow" if fault == "403" else "there is no such file"
     assert word in str(excinfo.value)
+
+
+def test_a_clock_that_is_wrong_fails_at_once(store: RemoteStore, proxy, monkeypatch) -> None:
+    """A server that finds the time of a request too far from its own is an error after one request, and tells of the clock."""
+    store.get("object", max_bytes=1)
+    num_before = len(proxy.requests)
+    monkeypatch.setitem(S3_CODES, "403", "RequestTimeTooSkewed")
+    proxy.rates = {"403": 1.0}
+
+    with pytest.raises(StorageError, match="HTTP 403 RequestTimeTooSkewed; this machine's clock is wrong: set it$"):
+        store.get("object", max_bytes=10)
+
+    assert outcomes(proxy)[num_before:] == ["403"]
 
 
 @pytest.mark.usefixtures("few_retries")
