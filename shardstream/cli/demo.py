@@ -22,6 +22,7 @@ from shardstream.cli.progress import job_bar, progress_bar
 from shardstream.cli.report import console_of, counted, print_labelled, printable, seconds_text, size_text
 from shardstream.cli.verify import verified
 from shardstream.errors import StorageError
+from shardstream.ingest.input_places import absolute, files_below
 from shardstream.ingest.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _DATASET_NAME: Final = "dataset"
 _TOKENIZER_NAME: Final = "tokenizer.json"
 _METADATA: Final = {"made_by": "shardstream demo"}
 
+_SKIPPED: Final = {"site-packages", "dist-packages"}  # other people's folders below the standard library's
 _VOCAB_SIZE: Final = 16_384
 # A fourth of the documents teaches a tokenizer whose tokens are 2 % shorter than those of one that has read them all,
 # in a fifth of the time.
@@ -127,10 +129,10 @@ def _check_ours(out: Path) -> None:
 def _read(source: Path | None) -> list[Path]:
     """The files that are text."""
     folder = source or Path(sysconfig.get_path("stdlib"))
-    skipped = {"site-packages", "dist-packages"}
     with wrong_use():
         next(folder.iterdir(), None)  # a folder that is there
-    paths = [path for path in sorted(folder.rglob("*.py")) if skipped.isdisjoint(path.parts) and path.is_file()]
+        names = [name for name, _ in files_below(absolute(str(folder)), None, {})]
+    paths = [folder / name for name in names if name.endswith(".py") and _SKIPPED.isdisjoint(name.split("/"))]
     documents = []
     with progress_bar("reading", _num_bytes(paths), is_quiet=False) as advance:
         for path in paths:

@@ -6,7 +6,7 @@ from typing import Final
 
 import rich_click as click
 
-from shardstream import TokenDataset
+from shardstream import ShardstreamError, SourceDocument, TokenDataset
 from shardstream.cli.look import look_at, trust_locations_option
 from shardstream.cli.program import Verb, examples, wrong_use
 from shardstream.cli.report import console_of, counted, json_option, print_json, printable
@@ -56,18 +56,19 @@ def peek(
     A look at random places tells more about a dataset than any figure: whether the text is whole, whether documents end
     where they should, whether the tokenizer is the right one. Behind a URL only the bytes of the window are read, and none
     are kept; if the dataset is compressed, whole shards go into the cache. Where side files tell, it is also shown what
-    the first token's document was made of.
+    the first token's document was made of: one of them is read whole, or a few where that document began in an earlier
+    shard.
     """
     with wrong_use():
         tokenizer = load_tokenizer(tokenizer_name) if tokenizer_name else None
         dataset = look_at(uri, trust_locations=trust_locations)
         window = _window(len(dataset), position, length, seed)
     tokens = dataset[window.start : window.stop].tolist()
-    has_sources = all(shard.documents for shard in dataset.manifest.shards)
-    document = dataset.document_at(window.start) if has_sources else None
+    document, notes = _document(dataset, window.start)
     # What a vocabulary lacks cannot be decoded, and may not even be a small integer.
     decoded = tokenizer.decode([token for token in tokens if token < tokenizer.vocab_size]) if tokenizer else None
-    notes = _notes(dataset, tokens, tokenizer) if tokenizer else []
+    if tokenizer:
+        notes += _notes(dataset, tokens, tokenizer)
     if as_json:
         found = document and {"start": document.start, "source": document.source, "key": document.key}
         print_json({"position": window.start, "tokens": tokens, "text": decoded, "document": found, "notes": notes})
@@ -100,6 +101,16 @@ def _window(num_tokens: int, position: int | None, length: int | None, seed: int
             f"[0, {num_tokens})"
         )
     return range(start, start + length)
+
+
+def _document(dataset: TokenDataset, position: int) -> tuple[SourceDocument | None, list[str]]:
+    """Where the token comes from, if side files tell; or why they do not, though they should."""
+    if not all(shard.documents for shard in dataset.manifest.shards):
+        return None, []
+    try:
+        return dataset.document_at(position), []
+    except ShardstreamError as error:  # the tokens can be read all the same
+        return None, [f"where it comes from is not known: {error}"]
 
 
 def _notes(dataset: TokenDataset, tokens: list[int], tokenizer: Tokenizer) -> list[str]:

@@ -28,9 +28,9 @@ from shardstream.cli.report import console_of, counted, json_option, print_json,
 def verify(uri: str, *, threads: int | None, trust_locations: bool, as_json: bool) -> None:
     """Read every shard of a dataset and compare it with the manifest.
 
-    Checked are size, checksum, the range of the ids and the number of end-of-document ids. Each bad shard is named with
-    what is wrong; the exit status is 1 then, and 0 when all is well. Behind a URL shards are read where they are stored,
-    and not kept.
+    Checked are size, checksum, the range of the ids and the number of end-of-document ids; of side files, size and
+    checksum. Each bad shard is named with what is wrong; the exit status is 1 then, and 0 when all is well. Behind a URL
+    shards are read where they are stored, and not kept.
     """
     with wrong_use():
         dataset = look_at(uri, trust_locations=trust_locations)

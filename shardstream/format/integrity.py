@@ -1,14 +1,14 @@
 """Whether bytes are the ones that a shard entry promises."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.errors import IntegrityError
-from shardstream.format.manifest import Manifest, ShardEntry, StoredBytes
+from shardstream.format.manifest import Manifest, ShardEntry, SideFile, StoredBytes
 from shardstream.format.zstd_shard import decompressed_blocks
 
 # Large enough that hashing and NumPy run without the interpreter's lock, small enough to stay in a core's cache.
@@ -71,6 +71,18 @@ def length_problem(file_bytes: int, wanted: int) -> str | None:
     return f"{adjective}: {file_bytes} bytes, the manifest says {wanted}"
 
 
+def side_file_problem(blocks: Iterable[bytes | memoryview], side_file: SideFile) -> str | None:
+    """What is wrong with a side file that consists of these blocks, or None; those after one too many are not asked for."""
+    sha256 = hashlib.sha256()
+    num_bytes = 0
+    for block in blocks:
+        sha256.update(block)
+        num_bytes += len(block)
+        if num_bytes > side_file.num_bytes:
+            return f"too long: bytes follow after the {side_file.num_bytes} that the manifest says"
+    return length_problem(num_bytes, side_file.num_bytes) or _checksum_problem(sha256.hexdigest(), side_file.sha256)
+
+
 def content_problem(manifest: Manifest, entry: ShardEntry, file: BinaryIO) -> str | None:
     """Read a whole shard, raw or compressed, from its first byte on; say what is wrong with it, or None.
 
@@ -116,11 +128,14 @@ def raw_blocks(file: BinaryIO, entry: ShardEntry) -> Iterator[memoryview]:
         raise IntegrityError(f"too long: bytes follow after the {entry.file_bytes} that the manifest says")
 
 
+def _checksum_problem(found: str | None, wanted: str | None) -> str | None:
+    return None if found == wanted else f"checksum is sha256 {found}, the manifest says {wanted}"
+
+
 def _entry_problem(manifest: Manifest, entry: ShardEntry, found: ShardEntry) -> str | None:
-    if entry.sha256 is not None and found.sha256 != entry.sha256:
+    if entry.sha256 is not None and (problem := _checksum_problem(found.sha256, entry.sha256)):
         twin = next((shard.name for shard in manifest.shards if shard.sha256 == found.sha256), None)
-        hint = f"; its bytes are those of {twin}" if twin else ""
-        return f"checksum is sha256 {found.sha256}, the manifest says {entry.sha256}{hint}"
+        return f"{problem}; its bytes are those of {twin}" if twin else problem
     if found.max_token is not None and found.max_token >= manifest.vocab_size:
         return f"holds id {found.max_token}, not below vocab_size {manifest.vocab_size}"
     for field in ("min_token", "max_token", "num_eos"):

@@ -23,6 +23,8 @@ MANIFEST_NAME: Final = "manifest.json"
 # A row takes about 250 bytes: this admits a million shards and keeps a hostile file from filling memory.
 MAX_MANIFEST_BYTES: Final = 2**28
 MAX_VOCAB_SIZE: Final = 2**32
+# A reader has the whole of a side file in memory. Twice what the columns may unpack to, in side_file.py: enough for all.
+MAX_SIDE_FILE_BYTES: Final = 2**31
 # Free JSON grows up to 25-fold when it is parsed; beside the rows a manifest needs little.
 _MAX_FREE_BYTES: Final = 2**24
 _MAX_UINT16_VOCAB_SIZE: Final = 2**16
@@ -85,7 +87,7 @@ class SideFile(msgspec.Struct, frozen=True, kw_only=True):
 
     num_documents: Count
     """Its rows."""
-    num_bytes: PositiveCount
+    num_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_FILE_BYTES)]
     """Size of the file, in bytes."""
     sha256: Sha256
     """Checksum of the file."""

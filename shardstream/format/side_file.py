@@ -6,12 +6,14 @@ the names of a document's file and line must not add up in memory, as a shard ma
 """
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.errors import FormatError, IntegrityError
+from shardstream.format.integrity import side_file_problem
 from shardstream.format.manifest import ShardEntry, SideFile
 
 _COLUMNS: Final = {"start": "INT64", "source": "BYTE_ARRAY", "key": "BYTE_ARRAY"}
@@ -118,28 +120,18 @@ def documents_of(data: bytes, entry: ShardEntry, side_file: SideFile) -> ShardDo
         IntegrityError: It is not the file that the row describes.
         FormatError: It is not what a side file has to be.
     """
-    if problem := side_file_problem(data, side_file):
+    if problem := side_file_problem([data], side_file):
         raise IntegrityError(problem)
     from pyarrow import ArrowException  # noqa: PLC0415
 
     try:
         columns = _columns_of(data, side_file.num_documents)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, KeyError, UnicodeDecodeError) as error:  # all that Arrow says of a file's faults
         raise FormatError(f"not a Parquet file: {error}") from error
     starts = columns.starts
     if len(starts) and not (starts[0] >= 0 and starts[-1] < entry.num_tokens and np.all(starts[:-1] < starts[1:])):
         raise FormatError(f"its starts do not rise within the shard's {entry.num_tokens} tokens")
     return columns
-
-
-def side_file_problem(data: bytes, side_file: SideFile) -> str | None:
-    """What is wrong with the bytes of a side file, of which no more than one too many need have been read; or None."""
-    if len(data) != side_file.num_bytes:
-        adjective = "truncated" if len(data) < side_file.num_bytes else "too long"
-        return f"{adjective}: the manifest says {side_file.num_bytes} bytes"
-    if (sha256 := hashlib.sha256(data).hexdigest()) != side_file.sha256:
-        return f"checksum is sha256 {sha256}, the manifest says {side_file.sha256}"
-    return None
 
 
 def _num_bytes(text: str) -> int:
@@ -155,13 +147,15 @@ def _columns_of(data: bytes, num_documents: int) -> ShardDocuments:
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
 
+    # A row that repeats another takes next to nothing in the file.
+    if num_documents * _ROW_BYTES > MAX_UNPACKED_BYTES:
+        raise FormatError(f"the manifest says {num_documents} rows; readers stop at {MAX_UNPACKED_BYTES // _ROW_BYTES}")
     metadata = parquet.read_metadata(pa.BufferReader(data))
-    if metadata.num_rows != num_documents:
-        raise FormatError(f"{metadata.num_rows} rows, the manifest says {num_documents}")
+    _check_num_rows(metadata, num_documents)
     _check_columns(metadata)
     # As dictionaries, so that a string that occurs a million times is in memory once.
     file = parquet.ParquetFile(pa.BufferReader(data), metadata=metadata, read_dictionary=["source", "key"])
-    table = file.read(columns=list(_COLUMNS), use_threads=False)
+    table = pa.concat_tables(_row_groups(file))
     table.validate(full=True)  # offsets, and that strings are UTF-8
     strings = pa.dictionary(pa.int32(), pa.string())
     wanted = pa.schema([("start", pa.int64()), ("source", strings), ("key", strings)])
@@ -171,13 +165,37 @@ def _columns_of(data: bytes, num_documents: int) -> ShardDocuments:
     return ShardDocuments(*(table["start"].to_numpy(), table["source"], table["key"]))
 
 
+def _row_groups(file: Any) -> Iterator[Any]:
+    """The row groups, one after the other: what the file says of its own size may be a lie, and that shows here."""
+    columns = list(_COLUMNS)
+    yield file.read_row_groups([], columns=columns)  # there may be none
+    num_bytes = 0
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=columns, use_threads=False)
+        num_bytes += table.nbytes
+        # A row's places in two dictionaries come on top of what Parquet counts.
+        if num_bytes > 2 * MAX_UNPACKED_BYTES:
+            raise FormatError(f"its columns unpack to more than they say; readers stop at {MAX_UNPACKED_BYTES} bytes")
+        yield table
+
+
+def _check_num_rows(metadata: Any, num_documents: int) -> None:
+    """See that the rows are as many as they should be, in all statements of it."""
+    of_groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    # No group may be below 0, which would make up for another.
+    for num_rows in (metadata.num_rows, sum(map(abs, of_groups))):
+        if num_rows != num_documents:
+            raise FormatError(f"{num_rows} rows, the manifest says {num_documents}")
+
+
 def _check_columns(metadata: Any) -> None:
     """See that the columns are there, as they should be, and not too much when they are unpacked."""
-    found = {metadata.schema.column(index).path: index for index in range(metadata.num_columns)}
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    found = {path: index for index, path in enumerate(paths)}
     for name, physical_type in _COLUMNS.items():
-        column = metadata.schema.column(found[name]) if name in found else None
+        column = metadata.schema.column(found[name]) if paths.count(name) == 1 else None
         if column is None or column.physical_type != physical_type or column.max_repetition_level:
-            raise FormatError(f"wanted a column {name!r} of Parquet's {physical_type}, got {sorted(found)}")
+            raise FormatError(f"wanted a column {name!r} of Parquet's {physical_type}, got {sorted(paths)}")
     chunks = [
         (name, metadata.row_group(group).column(found[name]))
         for group in range(metadata.num_row_groups)

@@ -13,8 +13,11 @@ ids with a zero after each.
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -37,13 +40,15 @@ from shardstream.storage.store import Store, store_of
 from shardstream.storage.threads import call_all
 from shardstream.write.dataset_writer import checked_metadata, creator, tokenizer_identity
 from shardstream.write.journal import JOURNAL_FOLDER, LOCK_NAME
-from shardstream.write.target import publish_manifest
+from shardstream.write.target import check_all_stay_listed, publish_manifest
 
 _Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
 # A shard that lies elsewhere is named after the end of its path: that much tells a person which one it is.
 _NUM_NAMED_COMPONENTS: Final = 3
 _MAX_COMPONENT_LENGTH: Final = 200
+# Behind a URL a look at a file takes a few round trips, and ten thousand wait for one another no more than they must.
+_NUM_LOOKING_THREADS: Final = 32
 # So many ids of which every second is 0 are no accident.
 _NUM_TELLING_IDS: Final = 64
 
@@ -81,7 +86,8 @@ def adopt(
         metadata: Anything that JSON can say, kept in the manifest.
         checksum: Read the files. ``False`` is for a look: no id is checked, and the manifest holds no checksums, so that
             damage is not found and the dataset cannot be copied.
-        overwrite: Replace a manifest that is there. Nothing else is touched.
+        overwrite: Replace a manifest that is there. Nothing else is touched, so the shards of a writer have to be among
+            the files.
         storage_options: Passed to the fsspec filesystem.
         num_threads: Files read at a time; as many as there are processors if None. Memory is a MiB for each.
         progress: Called with the bytes of ids that were read since the last call, from any of the threads.
@@ -93,8 +99,10 @@ def adopt(
         FileNotFoundError: A file is not there.
         ValueError: An argument is out of range, a file is given twice, lies where the manifest cannot refer to it, or
             does not say what it is.
-        FormatError: A file is empty, cut short, of another width, or holds an id that the vocabulary lacks.
-        StorageError: A file cannot be read, or there is a dataset at ``uri`` already.
+        FormatError: A file is empty, cut short, of another width, or holds an id that the vocabulary lacks; or the
+            manifest that is to be replaced breaks the specification.
+        StorageError: A file cannot be read, there is a dataset at ``uri`` already, or it has shards that would be listed
+            no more.
     """
     found = find_files(files, uri, vocab_size=vocab_size, dtype=dtype, storage_options=storage_options)
     return adopt_files(
@@ -153,13 +161,16 @@ def find_files(
             f"{target.uri}: it holds a dataset that is being written or copied, or a {JOURNAL_FOLDER} folder that one left; "
             "choose another place"
         )
-    found: dict[str, ForeignFile] = {}
+    places: dict[str, FilePlace] = {}
     for file in files:
         place = _place_of(os.fspath(file), target)
-        if (identity := _identity(place)) in found:
+        if (identity := _identity(place)) in places:
             raise ValueError(f"{place.shown} is given twice; each file can be in the dataset once")
-        found[identity] = foreign_file(place, stored_dtype=stored_dtype, raw_dtype=dtype)
-    return FoundFiles(target=target, files=tuple(found.values()), entries=_rows_of(tuple(found.values())))
+        places[identity] = place
+    look_at = partial(foreign_file, stored_dtype=stored_dtype, raw_dtype=dtype)
+    with ThreadPoolExecutor(_NUM_LOOKING_THREADS) as threads:
+        found = tuple(threads.map(look_at, places.values()))
+    return FoundFiles(target=target, files=found, entries=_rows_of(found))
 
 
 def adopt_files(
@@ -184,6 +195,8 @@ def adopt_files(
     if not overwrite and found.target.size(MANIFEST_NAME) is not None:
         raise StorageError(f"{found.target.uri}: it holds a dataset already; overwrite=True replaces its manifest")
     entries = found.entries
+    if overwrite:
+        check_all_stay_listed(found.target, {entry.name for entry in entries if not entry.location})
     if checksum:
         reading = _Reading(vocab_size, identity.eos_id if identity else None, progress or _nobody)
         entries = reading.run(found, num_threads or os.cpu_count() or 1)
@@ -203,16 +216,31 @@ def adopt_files(
 def _place_of(path: str, target: Store) -> FilePlace:
     """A file as the target's store knows it: by a name below the target, or on a local disk by its path."""
     local_path = re.sub(r"^(file|local)://", "", path)
-    if isinstance(target, LocalStore) and "://" not in local_path:
-        absolute = os.path.abspath(local_path)  # noqa: PTH100 - resolve() would show links where the user named none
-        return FilePlace(path, target, absolute.removeprefix(f"{target.uri.rstrip('/')}/"))
     prefix = f"{target.uri}/"
-    if not path.startswith(prefix):
+    if isinstance(target, LocalStore) and "://" not in local_path:
+        name = _local_name(local_path, target.uri)
+    elif path.startswith(prefix):
+        name = path[len(prefix) :]
+    else:
         raise ValueError(
             f"{path} does not lie below {target.uri}; a manifest refers to objects below its own URL, or to files on the "
             "disk that it lies on: choose a place above the files"
         )
-    return FilePlace(path, target, path[len(prefix) :])
+    if name == MANIFEST_NAME:
+        raise ValueError(f"{path} is the manifest of the dataset itself; leave it out")
+    return FilePlace(path, target, name)
+
+
+def _local_name(path: str, folder: str) -> str:
+    """The path of a file from ``folder`` on if the file lies below it, else from the root on."""
+    absolute = os.path.abspath(path)  # noqa: PTH100 - resolve() would show links where the user named none
+    parent, name = os.path.split(absolute)
+    # The folder may have another name, such as that of a link to it.
+    real = f"{os.path.realpath(parent).rstrip('/')}/{name}"
+    for below, prefix in ((absolute, folder), (real, os.path.realpath(folder))):
+        if below.startswith(f"{prefix.rstrip('/')}/"):
+            return below.removeprefix(prefix).lstrip("/")
+    return absolute
 
 
 def _identity(place: FilePlace) -> str:
@@ -225,7 +253,7 @@ def _identity(place: FilePlace) -> str:
 def _rows_of(files: Sequence[ForeignFile]) -> tuple[ShardEntry, ...]:
     """The row of each file, without what only its ids tell."""
     names = [file.place.name if _is_shard_below(file.place) else None for file in files]
-    taken = {name for name in names if name}
+    taken = Counter(name for name in names if name)
     rows = []
     for file, name in zip(files, names, strict=True):
         rows.append(
@@ -237,7 +265,7 @@ def _rows_of(files: Sequence[ForeignFile]) -> tuple[ShardEntry, ...]:
                 location=None if name else _location_of(file.place),
             )
         )
-        taken.add(rows[-1].name)
+        taken[rows[-1].name] += 1
     return tuple(rows)
 
 
@@ -262,15 +290,20 @@ def _location_of(place: FilePlace) -> str:
     return place.name
 
 
-def _free_name(path: str, taken: Collection[str]) -> str:
-    """A shard's name for a file that lies elsewhere: the end of its path, in characters that names may have."""
+def _free_name(path: str, taken: Counter[str]) -> str:
+    """A shard's name for a file that lies elsewhere: the end of its path, in characters that names may have.
+
+    Args:
+        path: Of the file.
+        taken: Names that are, and how often they were asked for: thousands of files may have paths that end alike.
+    """
     components = [part for part in path.split("/") if part][-_NUM_NAMED_COMPONENTS:]
     plain = [re.sub(r"[^A-Za-z0-9_.=-]", "_", part)[-_MAX_COMPONENT_LENGTH:] for part in components]
     name = "/".join(["adopted", *(re.sub(r"^[.=-]", "_", part) for part in plain)])
-    number, free = 1, name
+    free = name
     while free in taken:
-        number += 1
-        free = f"{name}-{number}"
+        taken[name] += 1
+        free = f"{name}-{taken[name]}"
     return free
 
 
@@ -358,7 +391,7 @@ class _Reading:
         index = int((tokens >= bound).argmax())
         guess = "; it was guessed from the vocabulary" if file.is_guess else ""
         raise FormatError(
-            f"{file.place.shown}: id {tokens.view(file.dtype)[index]} at position {start + index} of the file; wanted 0 to "
+            f"{file.place.shown}: token {start + index} of the file is {tokens.view(file.dtype)[index]}; wanted 0 to "
             f"{self._vocab_size - 1} (vocab_size is {self._vocab_size}). Perhaps the vocabulary is larger, or the ids are "
             f"not {file.dtype.name}{guess}"
         )

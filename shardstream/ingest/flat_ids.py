@@ -28,14 +28,9 @@ def npy_file(file: InputFile) -> TokenFile:
             the one that its header says.
     """
     with file.decompressed() as (data, _):
-        try:
-            shape, dtype = npy_header(data)
-            num_header_bytes = data.tell()
-        except Exception as error:  # NumPy says ValueError or EOFError, a codec what it likes
-            raise FormatError(f"{file.name}: not a .npy file: {error}") from error
-    if dtype.kind not in "iu" or len(shape) != 1:
-        raise FormatError(f"{file.name}: shape {shape} and dtype {dtype}; wanted one dimension of integers")
-    return _flat_file(file, dtype, num_header_bytes=num_header_bytes, num_ids=shape[0])
+        num_ids, dtype = checked_npy_header(data, file.name)
+        num_header_bytes = data.tell()
+    return _flat_file(file, dtype, num_header_bytes=num_header_bytes, num_ids=num_ids)
 
 
 def raw_file(file: InputFile, dtype: str) -> TokenFile:
@@ -77,21 +72,54 @@ def integer_dtype(name: str) -> _Dtype:
     return dtype
 
 
-def npy_header(data: BinaryIO) -> "tuple[tuple[int, ...], np.dtype[Any]]":
-    """Shape and dtype of a ``.npy`` file, which is read up to where its values begin.
+def checked_npy_header(data: BinaryIO, name: str) -> tuple[int, _Dtype]:
+    """Number and dtype of the ids of a ``.npy`` file, which is read up to where they begin.
 
     Raises:
-        ValueError: It is none.
+        FormatError: It is none, or holds something else than integers in one dimension.
     """
-    version = np.lib.format.read_magic(data)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(data)
-    return shape, dtype
+    try:
+        version = np.lib.format.read_magic(data)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(data)
+    except Exception as error:  # NumPy says ValueError or EOFError, a codec what it likes
+        raise FormatError(f"{name}: not a .npy file: {error}") from error
+    if dtype.kind not in "iu" or len(shape) != 1:
+        raise FormatError(f"{name}: shape {shape} and dtype {dtype}; wanted one dimension of integers")
+    return shape[0], dtype
+
+
+def checked_num_ids(
+    name: str, num_bytes: int, dtype: _Dtype, num_ids: int | None = None, *, source: str = "its header"
+) -> int:
+    """How many ids ``num_bytes`` bytes are.
+
+    Args:
+        name: What to call the file in messages.
+        num_bytes: Of the ids alone; below 0 where the file ends within its header.
+        dtype: Of the ids.
+        num_ids: What ``source`` says that they are; None where nothing does.
+        source: In the same words.
+
+    Raises:
+        FormatError: They are not so many, or no whole number of ids.
+    """
+    if num_ids is not None and num_bytes != num_ids * dtype.itemsize:
+        raise FormatError(
+            f"{name}: {max(num_bytes, 0)} bytes of ids, but {source} says {num_ids} of {dtype.name}, which take "
+            f"{num_ids * dtype.itemsize}; it was cut short, or holds more than that"
+        )
+    if num_bytes % dtype.itemsize:
+        raise FormatError(
+            f"{name}: {num_bytes} bytes are no multiple of {dtype.itemsize}, the size of {dtype.name}; "
+            "the dtype is another, or the file was cut short"
+        )
+    return num_bytes // dtype.itemsize
 
 
 def _flat_file(file: InputFile, dtype: _Dtype, *, num_header_bytes: int, num_ids: int | None) -> TokenFile:
     if file.codec is None and file.num_bytes is not None:
-        num_found = _checked_num_ids(file.name, file.num_bytes - num_header_bytes, dtype, num_ids)
+        num_found = checked_num_ids(file.name, file.num_bytes - num_header_bytes, dtype, num_ids)
         if file.is_local:
             return TokenFile(
                 name=file.name,
@@ -105,21 +133,6 @@ def _flat_file(file: InputFile, dtype: _Dtype, *, num_header_bytes: int, num_ids
             yield from _raw_pieces(data, dtype, name=file.name, num_ids=num_ids, tell=stored.tell)
 
     return TokenFile(name=file.name, num_bytes=file.num_bytes, pieces=pieces)
-
-
-def _checked_num_ids(name: str, num_bytes: int, dtype: _Dtype, num_ids: int | None) -> int:
-    """How many ids ``num_bytes`` bytes are; ``num_ids`` is what a header says."""
-    if num_ids is not None and num_bytes != num_ids * dtype.itemsize:
-        raise FormatError(
-            f"{name}: {num_bytes} bytes of ids, but the header says {num_ids} of {dtype.name}, which take "
-            f"{num_ids * dtype.itemsize}; the file was cut short, or holds more than one array"
-        )
-    if num_bytes % dtype.itemsize:
-        raise FormatError(
-            f"{name}: {num_bytes} bytes are no multiple of {dtype.itemsize}, the size of {dtype.name}; "
-            "the dtype is another, or the file was cut short"
-        )
-    return num_bytes // dtype.itemsize
 
 
 def _mapped_pieces(path: str, dtype: _Dtype, num_header_bytes: int, num_ids: int) -> Iterator[Piece]:
@@ -147,11 +160,11 @@ def _raw_pieces(
     while block := read_block(data, _PIECE_BYTES, name):
         num_read += len(block)
         if len(block) % dtype.itemsize:  # a whole block is a multiple: this is the last
-            _checked_num_ids(name, num_read, dtype, num_ids)
+            checked_num_ids(name, num_read, dtype, num_ids)
         now = tell() if tell else num_read
         yield Piece(np.frombuffer(block, dtype), now - num_passed)
         num_passed = now
-    _checked_num_ids(name, num_read, dtype, num_ids)
+    checked_num_ids(name, num_read, dtype, num_ids)
 
 
 def _decimal_pieces(data: BinaryIO, name: str) -> Iterator[Piece]:

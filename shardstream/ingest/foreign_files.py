@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardstream.errors import FormatError
-from shardstream.ingest.flat_ids import integer_dtype, npy_header
+from shardstream.ingest.flat_ids import checked_npy_header, checked_num_ids, integer_dtype
 from shardstream.storage.store import Store
 
 _Dtype = np.dtype[np.integer[Any]]
@@ -169,17 +169,12 @@ def _checked_size(place: FilePlace) -> int:
 def _numpy(place: FilePlace, num_bytes: int) -> ForeignFile:
     """A NumPy array of one dimension."""
     head = io.BytesIO(place.store.get_range(place.name, 0, min(num_bytes, _NUMPY_HEADER_BYTES)))
-    try:
-        shape, dtype = npy_header(head)
-    except Exception as error:  # NumPy says ValueError, and what its parser says
-        raise FormatError(f"{place.shown}: not a .npy file: {error}") from error
-    if dtype.kind not in "iu" or len(shape) != 1:
-        raise FormatError(f"{place.shown}: shape {shape} and dtype {dtype}; wanted one dimension of integers")
+    num_tokens, dtype = checked_npy_header(head, place.shown)
     byte_offset = head.tell()
     if byte_offset % dtype.itemsize:  # NumPy itself aligns to 64
         raise FormatError(f"{place.shown}: its ids begin at byte {byte_offset}, no multiple of {dtype.itemsize}")
-    _check_size(place, num_bytes - byte_offset, dtype, shape[0], "its header")
-    return ForeignFile(place=place, format="NumPy .npy", dtype=dtype, num_tokens=shape[0], byte_offset=byte_offset)
+    checked_num_ids(place.shown, num_bytes - byte_offset, dtype, num_tokens)
+    return ForeignFile(place=place, format="NumPy .npy", dtype=dtype, num_tokens=num_tokens, byte_offset=byte_offset)
 
 
 def _llm_c(place: FilePlace, num_bytes: int, head: bytes) -> ForeignFile:
@@ -191,7 +186,7 @@ def _llm_c(place: FilePlace, num_bytes: int, head: bytes) -> ForeignFile:
     if dtype is None:
         known = " and ".join(f"{version} of magic {magic}" for magic, version in _LLM_C_DTYPES)
         raise FormatError(f"{place.shown}: llm.c's header of version {version} and magic {magic}; known are {known}")
-    _check_size(place, num_bytes - _LLM_C_HEADER_BYTES, dtype, num_tokens, "its header")
+    checked_num_ids(place.shown, num_bytes - _LLM_C_HEADER_BYTES, dtype, num_tokens)
     return ForeignFile(
         place=place, format="llm.c .bin", dtype=dtype, num_tokens=num_tokens, byte_offset=_LLM_C_HEADER_BYTES
     )
@@ -219,7 +214,7 @@ def _megatron(place: FilePlace, num_bytes: int, index: FilePlace) -> ForeignFile
         )
     dtype = _MEGATRON_DTYPES[code]
     num_tokens = _num_contiguous_tokens(index, num_sequences, dtype.itemsize)
-    _check_size(place, num_bytes, dtype, num_tokens, index.shown)
+    checked_num_ids(place.shown, num_bytes, dtype, num_tokens, source=index.shown)
     # Where in the sequences each document begins, and where the last one ends.
     first, last = _rising_bounds(index, wanted - 8 * num_entries, num_entries)
     if (first, last) != (0, num_sequences):
@@ -281,9 +276,7 @@ def _datatrove(place: FilePlace, num_bytes: int, stored_dtype: _Dtype, raw_dtype
     """A .ds file of datatrove, beside which an index of documents and a metadata file may lie."""
     name, item_bytes, num_stated = _datatrove_metadata(place.beside(".metadata"))
     dtype = _guessed_dtype(stored_dtype, raw_dtype) if item_bytes is None else np.dtype(f"<u{item_bytes}")
-    num_tokens = _whole_number(place, num_bytes, dtype)
-    if num_stated is not None:
-        _check_size(place, num_bytes, dtype, num_stated, "its metadata file")
+    num_tokens = checked_num_ids(place.shown, num_bytes, dtype, num_stated, source="its metadata file")
     return ForeignFile(
         place=place,
         format="datatrove .ds",
@@ -339,27 +332,10 @@ def _raw(place: FilePlace, num_bytes: int, format_: str, stored_dtype: _Dtype, r
         place=place,
         format=format_,
         dtype=dtype,
-        num_tokens=_whole_number(place, num_bytes, dtype),
+        num_tokens=checked_num_ids(place.shown, num_bytes, dtype),
         is_guess=raw_dtype is None,
     )
 
 
 def _guessed_dtype(stored_dtype: _Dtype, raw_dtype: str | None) -> _Dtype:
     return stored_dtype if raw_dtype is None else integer_dtype(raw_dtype)
-
-
-def _whole_number(place: FilePlace, num_bytes: int, dtype: _Dtype) -> int:
-    if num_bytes % dtype.itemsize:
-        raise FormatError(
-            f"{place.shown}: {num_bytes} bytes are no multiple of {dtype.itemsize}, the size of {dtype.name}; "
-            "the dtype is another, or the file was cut short"
-        )
-    return num_bytes // dtype.itemsize
-
-
-def _check_size(place: FilePlace, num_bytes: int, dtype: "np.dtype[Any]", num_tokens: int, source: str) -> None:
-    if num_bytes != num_tokens * dtype.itemsize:
-        raise FormatError(
-            f"{place.shown}: {max(num_bytes, 0)} bytes of ids, but {source} says {num_tokens} of {dtype.name}, which take "
-            f"{num_tokens * dtype.itemsize}; it was cut short, or holds more than that"
-        )

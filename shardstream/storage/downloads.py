@@ -92,8 +92,8 @@ class Downloads:
         self._turns = itertools.count()  # the ranges of a shard whose download began sooner go first
         self._is_full = False  # a shard that is coming had no room; those that are needed later do not take it
         self._coming: dict[int, Future[None]] = {}
-        self._awaited: set[int] = set()  # in use, and not there yet
-        self._later: list[int] = []  # comes when they are
+        self._on_their_way: set[int] = set()  # begun ahead, and not at an end
+        self._later: list[int] = []  # comes when none that is in use is on its way any more
         self._pieces: dict[Piece, Future[memoryview]] = {}
 
     def _check_process(self) -> None:
@@ -125,7 +125,7 @@ class Downloads:
             return self._bring(shard, is_urgent=True)
         finally:
             with self._lock:
-                self._is_there(shard)
+                self._end(shard)
 
     def bring_all(self, shards: Sequence[int], arrived: Callable[[ShardEntry], object]) -> list[int]:
         """Bring shards into the cache, several at a time; wait until all are there.
@@ -173,7 +173,6 @@ class Downloads:
             to_begin = [s for s in wanted if self._in_use.get(s) is None and not self._has_begun(s)]
             # While somebody waits for what is in use, nothing else takes the wire from it, nor the processor.
             first = [shard for shard in to_begin if shard in self._in_use]
-            self._awaited = set(first)
             self._later = to_begin[len(first) :]  # what is in use stands in front
             self._begin_downloads(first)
             self._begin_later()
@@ -182,15 +181,16 @@ class Downloads:
 
     def _begin_downloads(self, shards: Sequence[int]) -> None:
         for shard in shards:
+            self._on_their_way.add(shard)
             self._coming[shard] = self._shards.submit(functools.partial(self._bring_ahead, shard))
 
-    def _is_there(self, shard: int) -> None:
-        """Begin with what comes later once nobody waits for a shard in use any more; the caller holds the lock."""
-        self._awaited.discard(shard)
+    def _end(self, shard: int) -> None:
+        """A shard is there, or has failed: begin with what comes later if that was the last; the caller holds the lock."""
+        self._on_their_way.discard(shard)
         self._begin_later()
 
     def _begin_later(self) -> None:
-        if not self._awaited:
+        if self._on_their_way.isdisjoint(shard for shard, pin in self._in_use.items() if pin is None):
             self._begin_downloads(self._later)
             self._later = []
 
@@ -264,7 +264,7 @@ class Downloads:
             with self._lock:
                 if pin is not None and shard in self._in_use:
                     self._in_use[shard] = pin
-                self._is_there(shard)
+                self._end(shard)
 
     def _bring(self, shard: int, *, is_urgent: bool) -> Pin:
         entry = self._entries[shard]

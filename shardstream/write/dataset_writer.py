@@ -425,10 +425,19 @@ def checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """A manifest's metadata, refused now where it could not be written after the last token.
 
     Raises:
-        TypeError, ValueError: JSON cannot say it.
+        TypeError, ValueError: JSON cannot say it, or it is too large.
     """
     kept = dict(metadata or {})
-    json.dumps(kept, allow_nan=False, sort_keys=True)
+    try:
+        json.dumps(kept, allow_nan=False)  # the manifest's encoder would make text or null of what JSON does not know
+        data = Manifest(vocab_size=1, shard_tokens=1, shards=(), metadata=kept).to_json()
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"metadata: {error}; wanted what JSON can say: dictionaries with strings as keys, lists, strings, finite "
+            "numbers, booleans and None"
+        ) from error
+    Manifest.parse(data, source="metadata")
     return kept
 
 

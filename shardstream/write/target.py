@@ -1,7 +1,7 @@
 """May a dataset be written here? What stands there already, what of it is ours, and what may be deleted."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -134,13 +134,40 @@ def names_of_ours(store: Store, names: list[str]) -> list[str]:
     for manifest_name in (MANIFEST_NAME, _REPLACED_NAME, COPY_NAME):
         if manifest_name in names:
             try:
-                shards = read_manifest(store, manifest_name).shards
+                listed = _names_listed(read_manifest(store, manifest_name))
             except FormatError as error:
                 raise StorageError(f"cannot tell which files are ours, so none is deleted: {error}") from error
-            listed = {shard.name for shard in shards if not shard.location}
-            listed |= {shard.documents_name for shard in shards if shard.documents}
             ours |= {manifest_name, *listed.intersection(names)}
     return sorted(ours)
+
+
+def _names_listed(manifest: Manifest) -> set[str]:
+    """Shards and side files of a manifest that lie beside it."""
+    names = {shard.name for shard in manifest.shards if not shard.location}
+    return names | {shard.documents_name for shard in manifest.shards if shard.documents}
+
+
+def check_all_stay_listed(store: Store, names: Collection[str]) -> None:
+    """Refuse to replace the manifest of a store by one that no longer lists what a writer wrote.
+
+    What is not listed stands in the way of every later writer, which cannot know whose it is.
+
+    Args:
+        store: Where the manifest may be.
+        names: Of the shards and side files that the new one lists in this store.
+
+    Raises:
+        StorageError: A writer's file is not among them.
+        FormatError: The manifest that is there breaks the specification, so what it lists is not known.
+    """
+    if store.size(MANIFEST_NAME) is None:
+        return
+    listed = filter(_SHARD_NAME.fullmatch, _names_listed(read_manifest(store)))
+    if left := sorted(set(listed).difference(names)):
+        raise StorageError(
+            f"{store.uri}: it holds a dataset whose {left[0]} would be listed no more; choose another place, or "
+            "overwrite it with a writer"
+        )
 
 
 def clear_target(store: Store, names: list[str]) -> None:

@@ -4,13 +4,17 @@ import json
 import os
 import pty
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import shardstream
+from shardstream.cli import main
 from tests.ingest import foreign
 
+Refused = Callable[..., str]
 DOCUMENTS = [[1, 2, 7], [3, 7], [4] * 95]
 
 
@@ -55,17 +59,15 @@ def test_adopt_as_json(run, tmp_path: Path) -> None:
 
 
 def test_verbs_that_read_take_trust_locations(run, tmp_path: Path) -> None:
-    """verify, peek and bench follow the manifest to adopted files when told to, and say how to tell them."""
-    foreign.raw(tmp_path / "a.bin", DOCUMENTS, "<u2")
-    run("adopt", "a.bin", "--vocab-size", 1000, "--out", "dataset")
+    """verify, peek and bench follow the manifest to adopted files when told to; who has to be told says so."""
+    file = foreign.raw(tmp_path / "a.bin", DOCUMENTS, "<u2")
+    shardstream.adopt([file], tmp_path / "dataset", vocab_size=1000)
 
-    for verb in ("verify", "peek", "bench"):
-        assert "open with --trust-locations" in run(verb, "dataset", status=1).stderr
+    assert "open with --trust-locations" in run("verify", "dataset", status=1).stderr
     assert "all well: 1 shard" in run("verify", "dataset", "--trust-locations").stdout
     assert "1 2 7 3" in run("peek", "dataset", "--position", 0, "--length", 4, "--trust-locations").stdout
     shown = run("bench", "dataset", "--trust-locations", "--seconds", 0, "--batch-size", 1, "--context-length", 8)
     assert "200 bytes" in shown.stdout
-    assert "100" in run("info", "dataset").stdout
 
 
 def test_a_flipped_bit_in_an_adopted_file_is_found(run, tmp_path: Path) -> None:
@@ -89,36 +91,55 @@ def test_no_checksum_is_for_a_look(run, tmp_path: Path) -> None:
     assert "holds id 7, not below vocab_size 5" in run("verify", ".", status=1).stdout
 
 
-def test_bad_files_are_status_1_and_leave_nothing(run, tmp_path: Path) -> None:
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """What adopt says of arguments that it refuses, and the exit status; within this process, which is quick."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def message(status: int, *arguments: object) -> str:
+        with pytest.raises(SystemExit, match=f"^{status}$"):
+            main(["adopt", *map(str, arguments)])
+        return capsys.readouterr().err
+
+    return message
+
+
+def test_bad_files_are_status_1_and_leave_nothing(refused: Refused, tmp_path: Path) -> None:
     """A file that was cut, one of other ids, and a target that is taken are named; no manifest appears."""
     foreign.npy(tmp_path / "cut.npy", DOCUMENTS, "<u2").write_bytes(b"\x93NUMPY\x01\x00")
-    foreign.raw(tmp_path / "a.bin", DOCUMENTS, "<u2")
+    file = foreign.raw(tmp_path / "a.bin", DOCUMENTS, "<u2")
+    out = ("--out", "dataset")
 
-    def refused(*arguments: object) -> str:
-        return str(run("adopt", *arguments, "--out", "dataset", status=1).stderr)
-
-    assert "cut.npy: not a .npy file" in refused("cut.npy", "--vocab-size", 1000)
-    assert "a.bin: id 7 at position 2 of the file; wanted 0 to 6" in refused("a.bin", "--vocab-size", 7)
+    assert "cut.npy: not a .npy file" in refused(1, "cut.npy", "--vocab-size", 1000, *out)
+    assert "a.bin: token 2 of the file is 7; wanted 0 to 6" in refused(1, "a.bin", "--vocab-size", 7, *out)
     assert not (tmp_path / "dataset").exists()
-    run("adopt", "a.bin", "--vocab-size", 8, "--out", "dataset")
-    assert "it holds a dataset already; --overwrite replaces its manifest" in refused("a.bin", "--vocab-size", 9)
+    shardstream.adopt([file], tmp_path / "dataset", vocab_size=8)
+    assert "it holds a dataset already; --overwrite replaces its manifest" in refused(
+        1, "a.bin", "--vocab-size", 9, *out
+    )
+
+
+def test_a_dataset_is_replaced_when_told(run, tmp_path: Path) -> None:
+    """--overwrite puts another manifest in the place of one that is there."""
+    file = foreign.raw(tmp_path / "a.bin", DOCUMENTS, "<u2")
+    shardstream.adopt([file], tmp_path / "dataset", vocab_size=8)
+
     run("adopt", "a.bin", "--vocab-size", 9, "--out", "dataset", "--overwrite")
+
     assert shardstream.open(tmp_path / "dataset", trust_locations=True).vocab_size == 9
 
 
-def test_wrong_use_is_status_2(run, tmp_path: Path) -> None:
+def test_wrong_use_is_status_2(refused: Refused, tmp_path: Path) -> None:
     """Missing files, a dtype that cannot be, a file given twice, and missing options are wrong use."""
     foreign.raw(tmp_path / "a.bin", DOCUMENTS, "<u2")
 
-    def wrong(*arguments: object) -> str:
-        return str(run("adopt", *arguments, status=2).stderr)
-
     options = ("--vocab-size", 1000, "--out", "dataset")
-    assert "b.bin: no such file" in wrong("b.bin", *options)
-    assert "a.bin is given twice" in wrong("a.bin", "./a.bin", *options).replace("./", "")
-    assert "dtype is 'uint32': ids of uint32" in wrong("a.bin", "--dtype", "uint32", *options)
-    assert "eos_id is 1000" in wrong("a.bin", "--eos-id", 1000, *options)
-    assert "Missing option '--vocab-size'" in wrong("a.bin", "--out", "dataset")
+    assert "b.bin: no such file" in refused(2, "b.bin", *options)
+    assert "a.bin is given twice" in refused(2, "a.bin", "./a.bin", *options).replace("./", "")
+    assert "dtype is 'uint32': ids of uint32" in refused(2, "a.bin", "--dtype", "uint32", *options)
+    assert "eos_id is 1000" in refused(2, "a.bin", "--eos-id", 1000, *options)
+    assert "Missing option '--vocab-size'" in refused(2, "a.bin", "--out", "dataset")
     assert not (tmp_path / "dataset").exists()
 
 

@@ -61,6 +61,19 @@ def test_the_first_tokens_document_is_shown(run, tmp_path: Path) -> None:
     assert report["document"] == {"start": 0, "source": "books/a\x1b.jsonl", "key": "byte 17"}
 
 
+def test_tokens_are_shown_without_their_side_file(run, tmp_path: Path) -> None:
+    """Where side files are lost or damaged the tokens are shown, and a note says why their document is not."""
+    with shardstream.DatasetWriter(tmp_path / "dataset", vocab_size=100, eos_id=9, side_files=True) as writer:
+        writer.append_document([1], source="a")
+    (tmp_path / "dataset" / "shard-000000.documents.parquet").unlink()
+
+    done = run("peek", "dataset", "--position", 0)
+
+    assert done.stdout == "tokens 0 to 1 of 2\n1 9\n"
+    assert done.stderr.startswith("Note: where it comes from is not known: ")
+    assert "shard-000000.documents.parquet: cannot read: there is no such file" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -12,7 +12,7 @@ import pytest
 from shardstream import Manifest, ShardEntry, TokenizerIdentity
 from shardstream.format import manifest as code
 from shardstream.format.manifest import SideFile, StoredBytes
-from shardstream.format.side_file import MAX_UNPACKED_BYTES
+from shardstream.format.side_file import _ROW_BYTES, MAX_UNPACKED_BYTES
 
 DOCUMENT = (resources.files("shardstream") / "format" / "FORMAT.md").read_text("utf-8")
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1" / "uint16" / "manifest.json"
@@ -107,6 +107,10 @@ def test_bounds_are_those_of_the_code() -> None:
     assert f"| `version` | integer | {code.FORMAT_VERSION} |" in DOCUMENT
     assert MAX_UNPACKED_BYTES == 2**30
     assert "MUST NOT take more than 2^30 bytes" in section("Side files")
+    assert MAX_UNPACKED_BYTES // _ROW_BYTES == 2**26
+    assert "MUST NOT have more than 2^26 rows" in section("Side files")
+    assert code.MAX_SIDE_FILE_BYTES == 2**31
+    assert "| `num_bytes` | integer | 1 to 2^31 |" in section("Fields of `documents`")
     assert DOCUMENT.startswith(f"# The shardstream dataset format, version {code.FORMAT_VERSION}\n")
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardstream import FormatError, Manifest, ShardEntry, TokenizerIdentity
-from shardstream.format.manifest import MAX_VOCAB_SIZE, SideFile, StoredBytes, dtype_of_vocab
+from shardstream.format.manifest import MAX_SIDE_FILE_BYTES, MAX_VOCAB_SIZE, SideFile, StoredBytes, dtype_of_vocab
 
 # A manifest has many fields: drawing one takes a while on a busy machine, and that is no defect of it.
 law = settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -73,7 +73,7 @@ def shard_entries(draw: st.DrawFn, name: str, vocab_size: int, *, has_eos: bool)
             | st.builds(
                 SideFile,
                 num_documents=st.integers(0, num_tokens),
-                num_bytes=st.integers(1, INT64_MAX),
+                num_bytes=st.integers(1, MAX_SIDE_FILE_BYTES),
                 sha256=SHA256,
             )
         ),

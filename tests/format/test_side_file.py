@@ -43,9 +43,9 @@ def read(data: bytes, num_documents: int, *, num_tokens: int = 5) -> code.ShardD
     return documents_of(data, entry_of(num_tokens, side_file), side_file)
 
 
-def parquet_of(columns: dict[str, Any], **options: Any) -> bytes:
+def parquet_of(columns: Any, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
-    parquet.write_table(pa.table(columns), sink, **options)
+    parquet.write_table(pa.table(columns) if isinstance(columns, dict) else columns, sink, **options)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
@@ -147,6 +147,23 @@ def test_what_is_no_side_file_is_refused(changes: dict[str, Any], message: str) 
         read(parquet_of(COLUMNS | changes), 2)
 
 
+@pytest.mark.parametrize("name", ["start", "source"])
+def test_a_column_that_is_there_twice_is_refused(name: str) -> None:
+    """Which of two columns of one name is meant, nobody knows."""
+    twice = pa.table([*COLUMNS.values(), COLUMNS[name]], names=[*COLUMNS, name])
+
+    with pytest.raises(FormatError, match=f"wanted a column '{name}' .*, got .*'{name}', .*'{name}'"):
+        read(parquet_of(twice), 2)
+
+
+def test_a_column_whose_name_is_no_utf8_is_refused() -> None:
+    """Names of columns are a stranger's bytes too."""
+    data = parquet_of(COLUMNS | {"other": [1, 2]}, store_schema=False)
+
+    with pytest.raises(FormatError, match="not a Parquet file: .*utf-8"):
+        read(data.replace(b"other", b"\xff\xfe\xfd\xfc\xfb"), 2)
+
+
 @pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
 def test_strings_in_other_encodings_are_refused(encoding: str) -> None:
     """An encoding that repeats a long string in a few bytes is refused before it is decoded."""
@@ -192,6 +209,57 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused_packed(monkeypatch: p
 
     with pytest.raises(FormatError, match="its columns unpack to 1.* bytes; readers stop at 9999"):
         read(data, 1)
+
+
+def test_a_small_file_of_many_rows_is_refused_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are all alike take next to nothing in the file, and are counted before they are read."""
+    data = parquet_of({"start": [0] * 100_000, "source": ["a"] * 100_000, "key": [""] * 100_000})
+    assert len(data) < 5_000
+    monkeypatch.setattr(code, "MAX_UNPACKED_BYTES", 100_000)
+
+    with pytest.raises(FormatError, match="the manifest says 100000 rows; readers stop at 6250"):
+        read(data, 100_000, num_tokens=100_000)
+
+
+def varint(number: int) -> bytes:
+    """As Thrift writes a positive number in its compact form."""
+    zigzag, groups = 2 * number, []
+    while zigzag:
+        groups.append(zigzag & 0x7F)
+        zigzag >>= 7
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
+
+
+def restated(data: bytes, stated: int, instead: int) -> bytes:
+    """The file with another number in its footer; it takes as many bytes."""
+    before, after = varint(stated), varint(instead)
+    after = bytes([*(byte | 0x80 for byte in after), *[0x80] * (len(before) - len(after) - 1), 0])[: len(before)]
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    assert data.count(before, start)
+    return data[:start] + data[start:].replace(before, after)
+
+
+def test_a_file_that_lies_about_its_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the columns become is looked at too, and no row group is read after the one that is too large."""
+    rows = {"start": [0, 3], "source": ["a" * 5_000_000, ""], "key": ["", ""]}
+    data = parquet_of(rows, compression="zstd", row_group_size=1, write_statistics=False, use_dictionary=False)
+    stated = parquet.read_metadata(pa.BufferReader(data)).row_group(0).column(1).total_uncompressed_size
+    lying = restated(data, stated, 50)
+    monkeypatch.setattr(code, "MAX_UNPACKED_BYTES", 10**6)
+    assert parquet.read_metadata(pa.BufferReader(lying)).row_group(0).column(1).total_uncompressed_size == 50
+
+    with pytest.raises(FormatError, match="its columns unpack to more than they say; readers stop at 1000000 bytes"):
+        read(lying, 2)
+
+
+def test_row_groups_that_hold_more_than_the_file_says_are_refused() -> None:
+    """The rows of all groups are counted, whatever the file says that they are."""
+    columns = {"start": range(1000), "source": ["a"] * 1000, "key": [""] * 1000}
+    lying = restated(parquet_of(columns, row_group_size=600, write_statistics=False), 1000, 2)
+    assert parquet.read_metadata(pa.BufferReader(lying)).num_rows == 2
+
+    with pytest.raises(FormatError, match="1000 rows, the manifest says 2"):
+        read(lying, 2)
 
 
 def test_another_file_than_the_row_describes_is_refused_unread() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import shardstream
 from shardstream import FormatError, Manifest, ShardstreamError, StorageError, adopt
 from shardstream.format import integrity
 from shardstream.ingest import foreign_files
-from shardstream.ingest.adopt import find_files
+from shardstream.ingest.adopt import _free_name, find_files
 from tests.conftest import S3Place
 from tests.ingest import foreign
 from tests.ingest.foreign import FORMATS, Documents, flat
@@ -38,11 +39,12 @@ def tokens_of(uri: Path) -> list[int]:
 
 
 def written(folder: Path, parts: Sequence[Documents], vocab_size: int) -> Manifest:
-    """What the writer makes of the same tokens, cut the same way."""
-    for index, documents in enumerate(parts):
-        with shardstream.DatasetWriter(folder / f"part-{index}", vocab_size=vocab_size) as writer:
+    """What the writer makes of the same tokens, cut the same way; in memory, which is quick, under the folder's name."""
+    uris = [f"memory:/{folder}/part-{index}" for index in range(len(parts))]
+    for uri, documents in zip(uris, parts, strict=True):
+        with shardstream.DatasetWriter(uri, vocab_size=vocab_size) as writer:
             writer.append(flat(documents))
-    return shardstream.merge([folder / f"part-{index}" for index in range(len(parts))], folder)
+    return shardstream.merge(uris, f"memory:/{folder}")
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -106,7 +108,7 @@ def test_an_id_beyond_the_vocabulary_is_refused_with_its_position(format_: str, 
     file = write(tmp_path / name, DOCUMENTS, dtypes[0])
 
     with pytest.raises(
-        FormatError, match=rf"{name}: id 999 at position 4 of the file; wanted 0 to 998 \(vocab_size is 999\)"
+        FormatError, match=rf"{name}: token 4 of the file is 999; wanted 0 to 998 \(vocab_size is 999\)"
     ):
         adopt([file], tmp_path / "out", vocab_size=999)
     assert not (tmp_path / "out").exists()
@@ -122,7 +124,7 @@ def test_signed_ids_are_adopted_unless_one_is_below_0(dtype: str, vocab_size: in
     foreign.npy(file, [[1, 2, 3, 4, 5, -5]], dtype)
 
     assert shardstream.open(tmp_path).manifest.num_tokens == 10
-    with pytest.raises(FormatError, match="id -5 at position 5 of the file"):
+    with pytest.raises(FormatError, match="token 5 of the file is -5"):
         adopt([file], tmp_path, vocab_size=vocab_size, overwrite=True)
 
 
@@ -405,7 +407,7 @@ def test_arguments_that_are_wrong(tmp_path: Path) -> None:
         adopt([file], tmp_path, vocab_size=0)
     with pytest.raises(ValueError, match="eos_id is 1000; wanted 0 to 999"):
         adopt([file], tmp_path, vocab_size=SMALL, eos_id=1000)
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(TypeError, match="metadata: .* not JSON serializable; wanted what JSON can say"):
         adopt([file], tmp_path, vocab_size=SMALL, metadata={"path": tmp_path})
     assert not (tmp_path / "manifest.json").exists()
 
@@ -475,6 +477,38 @@ def test_files_below_the_dataset_need_no_trust_and_others_do(tmp_path: Path) -> 
     assert shardstream.open(folder, trust_locations=True).verify().ok
 
 
+def test_a_folder_may_have_several_names(tmp_path: Path) -> None:
+    """A file below the dataset's folder needs no trust, by whichever name of the folder it or the folder is given."""
+    (tmp_path / "dataset" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("dataset")
+    (tmp_path / "deep link").symlink_to("dataset/deep")
+    file = foreign.raw(tmp_path / "dataset" / "deep" / "a.bin", DOCUMENTS, "<u2")
+
+    for spelt, uri in (("link/deep", "dataset"), ("deep link", "dataset"), ("dataset/deep", "link")):
+        manifest = adopt([tmp_path / spelt / file.name], tmp_path / uri, vocab_size=SMALL, overwrite=True)
+        assert [(row.name, row.location) for row in manifest.shards] == [("deep/a.bin", None)]
+
+
+def test_many_files_whose_paths_end_alike_get_names_of_their_own() -> None:
+    """Names are numbered on, and none is tried that was given before."""
+
+    class Taken(Counter[str]):
+        num_asked = 0
+
+        def __contains__(self, name: object) -> bool:
+            self.num_asked += 1
+            return super().__contains__(name)
+
+    taken = Taken({"adopted/a/b/c.bin-3": 1})
+    names = []
+    for number in range(50):
+        names.append(_free_name(f"/{number}/a/b/c.bin", taken))
+        taken[names[-1]] += 1
+
+    assert names == ["adopted/a/b/c.bin", *(f"adopted/a/b/c.bin-{number}" for number in (2, *range(4, 52)))]
+    assert taken.num_asked < 3 * len(names)
+
+
 @pytest.mark.skipif(os.sep != "/" or not hasattr(os, "fsencode"), reason="names that are no UTF-8 are a thing of Linux")
 def test_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
     """Such a path cannot stand in a manifest, and is refused before anything is read."""
@@ -491,8 +525,7 @@ def test_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
 def test_a_dataset_that_is_there_is_replaced_only_when_told(tmp_path: Path) -> None:
     """A manifest at the target is refused before any file is read; overwrite=True replaces it and nothing else."""
     file = foreign.raw(tmp_path / "a.bin", DOCUMENTS, "<u2")
-    with shardstream.DatasetWriter(tmp_path / "out", vocab_size=SMALL) as writer:
-        writer.append([1, 2])
+    adopt([foreign.raw(tmp_path / "b.bin", [[1]], "<u2")], tmp_path / "out", vocab_size=SMALL)
     before = files_in(tmp_path)
     passed: list[int] = []
 
@@ -502,6 +535,37 @@ def test_a_dataset_that_is_there_is_replaced_only_when_told(tmp_path: Path) -> N
     manifest = adopt([file], tmp_path / "out", vocab_size=SMALL, overwrite=True, progress=passed.append)
     assert files_in(tmp_path) == {**before, "out/manifest.json": manifest.to_json()}
     assert sum(passed) == manifest.num_bytes
+
+
+def test_a_writers_dataset_is_replaced_only_with_its_shards(tmp_path: Path) -> None:
+    """Shards and side files that no manifest would list any more, and no writer could replace, are named before any read."""
+    file = foreign.raw(tmp_path / "a.bin", DOCUMENTS, "<u2")
+    with shardstream.DatasetWriter(tmp_path / "plain", vocab_size=SMALL) as writer:
+        writer.append([1, 2])
+    with shardstream.DatasetWriter(tmp_path / "sources", vocab_size=SMALL, eos_id=0, side_files=True) as writer:
+        writer.append_document([1, 2])
+    before = files_in(tmp_path)
+    passed: list[int] = []
+    options: dict[str, Any] = {"vocab_size": SMALL, "overwrite": True, "progress": passed.append}
+
+    with pytest.raises(StorageError, match="whose shard-000000.bin would be listed no more; choose another place, or"):
+        adopt([file], tmp_path / "plain", **options)
+    with pytest.raises(StorageError, match="whose shard-000000.documents.parquet would be listed no more"):
+        adopt([tmp_path / "sources/shard-000000.bin"], tmp_path / "sources", **options)
+    assert (passed, files_in(tmp_path)) == ([], before)
+    adopt([tmp_path / "plain/shard-000000.bin", file], tmp_path / "plain", **options)
+    assert tokens_of(tmp_path / "plain") == [1, 2, *flat(DOCUMENTS)]
+    with shardstream.DatasetWriter(tmp_path / "plain", vocab_size=SMALL, overwrite=True) as writer:
+        writer.append([3])
+    assert tokens_of(tmp_path / "plain") == [3]
+
+
+def test_the_manifest_is_no_file_of_its_own_dataset(tmp_path: Path) -> None:
+    """The file that adopting replaces cannot be listed in it."""
+    adopt([foreign.raw(tmp_path / "a.bin", DOCUMENTS, "<u2")], tmp_path, vocab_size=SMALL)
+
+    with pytest.raises(ValueError, match="manifest.json is the manifest of the dataset itself; leave it out"):
+        adopt([tmp_path / "manifest.json"], tmp_path, vocab_size=SMALL, dtype="uint16", overwrite=True)
 
 
 def test_a_place_where_another_dataset_is_being_written(tmp_path: Path) -> None:
@@ -532,7 +596,7 @@ def test_one_bad_file_ends_the_reading_of_all(monkeypatch: pytest.MonkeyPatch, t
     os.truncate(huge, 2**40)  # sparse: it would take ten minutes
     bad = foreign.raw(tmp_path / "bad.bin", [[1, 2000]], "<u2")
 
-    with pytest.raises(ShardstreamError, match=r"bad.bin: id 2000 at position 1"):
+    with pytest.raises(ShardstreamError, match=r"bad.bin: token 1 of the file is 2000"):
         adopt([huge, bad], tmp_path, vocab_size=SMALL, num_threads=2)
 
 

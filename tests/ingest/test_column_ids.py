@@ -91,8 +91,8 @@ def test_a_null_is_refused(place, suffix: str, column: list[Any], message: str, 
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (None, "wanted one column of ids or of lists of ids; of that kind it has: ids, mask$"),
-        ("text", "wanted a column 'text' of ids or of lists of ids; of that kind it has: ids, mask$"),
+        (None, "wanted one column of ids or of lists of ids; of that kind it has: 'ids', 'mask'$"),
+        ("text", "wanted a column 'text' of ids or of lists of ids; of that kind it has: 'ids', 'mask'$"),
     ],
 )
 def test_a_column_must_be_clear(place, column: str | None, message: str) -> None:
@@ -119,6 +119,16 @@ def test_damaged_columns_are_refused(place, suffix: str, ids_of) -> None:
     for damaged in (b"no such file at all", b"ARROW1", b"", data[: len(data) // 2]):
         with pytest.raises(FormatError, match="cannot be read as (Parquet|Arrow)"):
             ids_of(open_token_file(place(f"a{suffix}", damaged), dtype=None, column=None))
+
+
+@pytest.mark.parametrize("suffix", COLUMN_SUFFIXES)
+def test_a_name_that_is_not_utf_8_is_refused(place, suffix: str) -> None:
+    """As other damage; the message names the file."""
+    data = table_bytes(pa.table({"needle": IDS}), suffix).replace(b"needle", b"needl\xff")
+    path = place(f"a{suffix}", data)
+
+    with pytest.raises(FormatError, match=f"{suffix}: cannot be read as (Parquet|Arrow): 'utf-8' codec can't decode"):
+        open_token_file(path, dtype=None, column=None)
 
 
 def test_offsets_that_point_outside_are_refused(tmp_path: Path, ids_of) -> None:

@@ -67,7 +67,7 @@ def test_two_arrays_in_one_file_are_refused(place, suffix: str, ids_of) -> None:
     """What NumPy would not read is not left out in silence."""
     data = COMPRESSORS[suffix](npy(IDS) + npy(IDS))
 
-    with pytest.raises(FormatError, match=r"the header says 1000 of int32, which take 4000; .* more than one array$"):
+    with pytest.raises(FormatError, match=r"its header says 1000 of int32, which take 4000; .* more than that$"):
         ids_of(open_token_file(place(f"a.npy{suffix}", data), dtype=None, column=None))
 
 

@@ -273,16 +273,21 @@ class TestExpect:
         assert (cache.counts.num_hits, cache.counts.num_downloads) == (2, 1)
 
     def test_what_is_in_use_comes_before_all_else(self, store: GatedStore, cache: ShardCache, begin: Begin) -> None:
-        """As long as a shard in use is not there, no other download begins; then they do, in order."""
+        """As long as a shard in use is not there, no other download begins, however often they are expected."""
         downloads, owner = begin(), Owner()
+        store.gate.clear()
+        downloads.expect(owner, expected(in_use=[0], coming=[1, 2]))
+        assert store.is_asked.wait(WAIT_S)
         downloads.expect(owner, expected(in_use=[0], coming=[1, 2]))
         assert downloads._later == [1, 2]
-        assert set(downloads._coming) == {0}
+        assert store.names_asked == ["0.bin"]
 
+        store.gate.set()
         downloads.obtain(0)
         await_downloads(cache, 3)
 
         assert downloads._later == []
+        assert sorted(store.names_asked) == ["0.bin", "1.bin", "2.bin"]
 
     def test_what_is_no_longer_expected_never_comes(self, store: GatedStore, cache: ShardCache, begin: Begin) -> None:
         """A shard whose turn has not come is forgotten when nobody expects it any more."""

@@ -21,7 +21,7 @@ from pyarrow import parquet
 import shardstream
 from shardstream import DatasetWriter, ResumeError, ShardEntry, StorageError
 from shardstream.format.integrity import content_problem
-from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS
+from shardstream.write.dataset_writer import DEFAULT_SHARD_TOKENS, checked_metadata
 
 KILLED_WRITER = Path(__file__).with_name("killed_writer.py")
 EOS = 99
@@ -929,9 +929,52 @@ def test_more_shards_than_a_manifest_lists_are_refused_early(tmp_path: Path, mon
         writer.append([1, 2, 3, 4])
 
 
-@pytest.mark.parametrize("metadata", [{1: "a", "b": 2}, {"a": float("nan")}, {"a": {1, 2}}])
-def test_metadata_that_json_cannot_say_is_refused_at_once(metadata: Any, tmp_path: Path) -> None:
-    """Metadata that could not be written after the last token is refused before the first."""
-    with pytest.raises((TypeError, ValueError), match="JSON|<|not supported"):
+@pytest.mark.parametrize(
+    ("metadata", "error", "problem"),
+    [
+        (
+            {1: "a", "b": 2},
+            TypeError,
+            "Only dicts with str keys .*; wanted what JSON can say: dictionaries with strings",
+        ),
+        ({1: 1}, TypeError, "Only dicts with str keys"),
+        ({"a": {1: 1}}, TypeError, "Only dicts with str keys"),
+        ({"a": float("nan")}, ValueError, "float values .*; wanted .* finite numbers"),
+        ({"a": {1, 2}}, TypeError, "set is not JSON serializable; wanted"),
+        ({"a": "\ud800"}, ValueError, "surrogates not allowed; wanted"),
+        ({"a": "x" * 2**24}, ValueError, "more than 16777216 bytes beside the shards; keep metadata small"),
+    ],
+    ids=["mixed keys", "number as key", "inner key", "nan", "set", "surrogate", "large"],
+)
+def test_metadata_that_json_cannot_say_is_refused_at_once(
+    metadata: Any, error: type[Exception], problem: str, tmp_path: Path
+) -> None:
+    """Metadata that could not be written after the last token is refused before the first, with what is wanted."""
+    with pytest.raises(error, match=f"^metadata: .*{problem}"):
         DatasetWriter(tmp_path, vocab_size=100, metadata=metadata)
     assert names_in(tmp_path) == set()
+
+
+PYTHON_VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
+    lambda values: (
+        st.lists(values, max_size=3)
+        | st.tuples(values)
+        | st.dictionaries(st.text(max_size=3) | st.integers() | st.none(), values, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100)
+@given(st.dictionaries(st.text(max_size=3) | st.integers(), PYTHON_VALUES, max_size=3))
+def test_metadata_that_is_accepted_can_be_written(metadata: dict[Any, Any]) -> None:
+    """Law: what is not refused at once comes back out of the manifest as JSON says it."""
+    try:
+        kept = checked_metadata(metadata)
+    except (TypeError, ValueError) as error:
+        assert str(error).startswith("metadata: ")  # noqa: PT017 - that it is refused at all is no failure
+        return
+    manifest = shardstream.Manifest(vocab_size=1, shard_tokens=1, shards=(), metadata=kept)
+
+    assert shardstream.Manifest.parse(manifest.to_json()).metadata == json.loads(json.dumps(metadata))

@@ -96,7 +96,7 @@ BOUNDS: dict[FieldPath, tuple[int, tuple[int, list[int]]]] = {
     ("shards", 1, "byte_offset"): (0, MAX_OF_COUNT),
     ("shards", 2, "stored", "num_bytes"): (1, MAX_OF_COUNT),
     ("shards", 0, "documents", "num_documents"): (0, MAX_OF_COUNT),
-    ("shards", 0, "documents", "num_bytes"): (1, MAX_OF_COUNT),
+    ("shards", 0, "documents", "num_bytes"): (1, (2**31, [2**31 + 1, 2**63, 2**64])),
 }
 REQUIRED = ["version", "dtype", "vocab_size", "shard_tokens", "num_tokens", "num_documents", "shards"]
 REQUIRED_IN_ROW: list[FieldPath] = [
