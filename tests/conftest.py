@@ -29,6 +29,14 @@ WriteDataset = Callable[..., TokenDataset]
 
 
 @pytest.fixture(autouse=True)
+def no_aws_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an S3 is, and who may use it, reaches a test through the fixtures below alone."""
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where shards are cached by default: in no user's home, and in no two tests the same."""
     folder = tmp_path_factory.mktemp("xdg")

@@ -20,7 +20,6 @@ import sysconfig
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,18 +122,18 @@ def trained(corpus: Corpus, size: Size, folder: Path) -> str:
 def measure_speed(report: Report, size: Size, corpus: Corpus, tokenizer: str, target: Path) -> None:
     manifests: dict[str, shardstream.Manifest] = {}
 
-    def ours(name: str, **how: Any) -> Callable[[None], None]:
-        def run(_: None) -> None:
+    def ours(name: str, **how: Any) -> Callable[[object], None]:
+        def run(_: object) -> None:
             manifests[name] = shardstream.tokenize(
                 corpus.paths, target / name, tokenizer=tokenizer, eos=END_OF_TEXT, part_bytes=size.part_bytes, **how
             )
 
         return run
 
-    contenders: dict[str, Callable[[None], None]] = {
-        "encode_batch, 1 process": partial(bare, corpus, tokenizer, 1),
+    contenders: dict[str, Callable[[dict[int, Encoders]], None]] = {
+        "encode_batch, 1 process": lambda encoders: encoders[1].run(),
         "shardstream, 1 process": ours("one", processes=1),
-        "encode_batch, 2 processes": partial(bare, corpus, tokenizer, 2),
+        "encode_batch, 2 processes": lambda encoders: encoders[2].run(),
         "shardstream, 2 processes": ours("two", processes=2),
         "shardstream on Ray, 2 workers": ours("ray", engine=RayEngine()),
     }
@@ -144,7 +143,7 @@ def measure_speed(report: Report, size: Size, corpus: Corpus, tokenizer: str, ta
     try:
         timings = take_turns(
             contenders,
-            lambda _: None,
+            lambda _: {number: Encoders(corpus, tokenizer, number) for number in (1, 2)},
             num_rounds=size.num_rounds,
             before_each=lambda: shutil.rmtree(target, ignore_errors=True),
         )
@@ -176,26 +175,36 @@ def show_speed(report: Report, corpus: Corpus, timings: Timings, num_tokens: int
     report.bars.append(Bar(name="Ray with two workers against two local processes", bar=0.8, got=ratio))
 
 
-def bare(corpus: Corpus, tokenizer: str, num_processes: int, _: None) -> None:
-    """``encode_batch`` over all texts; each process takes the next batch."""
-    context = multiprocessing.get_context("fork")
-    batches = batches_of(corpus.texts)
-    taken = context.Value("q", 0)
-    ready = context.Barrier(num_processes + 1)
-    processes = [
-        context.Process(target=encode_batches, args=(batches, tokenizer, taken, ready)) for _ in range(num_processes)
-    ]
-    for process in processes:
-        process.start()
-    ready.wait()
-    for process in processes:
-        process.join()
+class Encoders:
+    """Processes that wait, with the texts and their tokenizer, for the word to begin; each takes the next batch."""
+
+    def __init__(self, corpus: Corpus, tokenizer: str, num_processes: int) -> None:
+        context = multiprocessing.get_context("fork")
+        batches = batches_of(corpus.texts)
+        taken = context.Value("q", 0)
+        self._barrier = context.Barrier(num_processes + 1)
+        self._processes = [
+            context.Process(target=encode_batches, args=(batches, tokenizer, taken, self._barrier), daemon=True)
+            for _ in range(num_processes)
+        ]
+        for process in self._processes:
+            process.start()
+        self._barrier.wait(timeout=120)  # until all have loaded
+
+    def run(self) -> None:
+        """Have all texts encoded."""
+        self._barrier.wait()
+        for process in self._processes:
+            process.join()
+        if any(process.exitcode for process in self._processes):
+            raise SystemExit("encode_batch: a process failed; its traceback stands above")
 
 
-def encode_batches(batches: list[list[str]], tokenizer: str, taken: Any, ready: Any) -> None:
+def encode_batches(batches: list[list[str]], tokenizer: str, taken: Any, barrier: Any) -> None:
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     library: Any = load_tokenizer(tokenizer)._tokenizer  # type: ignore[attr-defined] # noqa: SLF001 - the bare one
-    ready.wait()
+    barrier.wait()  # loaded
+    barrier.wait()  # begin
     while True:
         with taken.get_lock():
             number = taken.value
