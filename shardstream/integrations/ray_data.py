@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from shardstream.errors import FormatError, ShardstreamError, StorageError
-from shardstream.format.manifest import PositiveCount, dtype_of_vocab
+from shardstream.format.manifest import dtype_of_vocab
 from shardstream.ingest.part import Advance, identity_of, write_part
 from shardstream.ingest.tokenizers import load_tokenizer
 from shardstream.ingest.worker import ONE_THREAD, Setup, Task, agreed_tokenizer, job_error_of
@@ -37,6 +37,7 @@ from shardstream.storage.store import store_of
 from shardstream.write.dataset_writer import (
     DEFAULT_SHARD_TOKENS,
     DatasetWriter,
+    check_shards,
     checked_metadata,
     tokenizer_identity,
 )
@@ -432,11 +433,6 @@ def _silence() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class _ShardOptions(msgspec.Struct, frozen=True, kw_only=True):
-    shard_tokens: PositiveCount
-    compression: Compression | None
-
-
 def _check(
     *,
     vocab_size: int,
@@ -448,10 +444,7 @@ def _check(
     """Refuse now what a ``DatasetWriter`` would refuse in each task."""
     dtype_of_vocab(operator.index(vocab_size))
     tokenizer_identity(tokenizer, eos_id, vocab_size)
-    try:
-        msgspec.convert({"shard_tokens": operator.index(shard_tokens), "compression": compression}, _ShardOptions)
-    except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from error
+    check_shards(shard_tokens, compression)
 
 
 def _name_on_nodes(tokenizer: str) -> str:

@@ -19,6 +19,8 @@ from shardstream.errors import FormatError, StorageError
 # 0 where the system has no such flag (macOS): then all goes through the page cache.
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _PARTIAL_SUFFIX: Final = ".partial"
+# The processes of a job that was killed end within moments, and the same job may be started again at once.
+_LOCK_WAIT_S: Final = 5.0
 _NO_HARD_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -184,10 +186,14 @@ class LocalStore:
         path = self._root / name
         with _translated("create", path.parent):
             _make_folder(path.parent)
-        lock = FileLock(path, blocking=False)
+        lock = FileLock(path, timeout=_LOCK_WAIT_S)
         with _translated("lock", path):
             try:
-                lock.acquire()
+                try:
+                    lock.acquire()
+                except FileNotFoundError:  # who held it has ended meanwhile, and took the folder along
+                    _make_folder(path.parent)
+                    lock.acquire()
             except Timeout as error:
                 raise StorageError(
                     f"{self.uri}: another process is writing here; wait until it ends, or choose another place"

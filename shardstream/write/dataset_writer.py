@@ -104,12 +104,9 @@ class DatasetWriter:
             raise ValueError("overwrite and resume contradict one another: choose to replace or to continue")
         self._vocab_size = operator.index(vocab_size)
         self._dtype = dtype_of_vocab(self._vocab_size)
+        check_shards(shard_tokens, compression)
         self._shard_tokens = operator.index(shard_tokens)
-        if self._shard_tokens < 1:
-            raise ValueError(f"shard_tokens is {shard_tokens}; wanted at least 1, such as {DEFAULT_SHARD_TOKENS}")
         self._compression = compression
-        if compression not in _COMPRESSIONS:
-            raise ValueError(f"compression is {compression!r}; wanted {' or '.join(map(repr, _COMPRESSIONS))}")
         self._tokenizer = tokenizer_identity(tokenizer, eos_id, self._vocab_size)
         self._eos_id = self._tokenizer.eos_id if self._tokenizer else None
         self.metadata: Final = checked_metadata(metadata)
@@ -419,6 +416,18 @@ class DatasetWriter:
 def creator() -> str:
     """Who writes the manifest, for its ``creator`` field."""
     return f"shardstream {version('shardstream')}"
+
+
+def check_shards(shard_tokens: int, compression: str | None) -> None:
+    """Refuse what shards cannot be.
+
+    Raises:
+        TypeError, ValueError: One of the two is not what DatasetWriter takes.
+    """
+    if operator.index(shard_tokens) < 1:
+        raise ValueError(f"shard_tokens is {shard_tokens}; wanted at least 1, such as {DEFAULT_SHARD_TOKENS}")
+    if compression not in _COMPRESSIONS:
+        raise ValueError(f"compression is {compression!r}; wanted {' or '.join(map(repr, _COMPRESSIONS))}")
 
 
 def checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,24 @@ with LocalStore({str(tmp_path)!r}).lock("journal/lock"):
         process.wait()
     with LocalStore(str(tmp_path)).lock("journal/lock"):
         pass
+
+
+def test_a_lock_that_is_let_go_of_is_waited_for(tmp_path: Path) -> None:
+    """Who comes while the holder is about to end has the lock then, although the holder took its folder along."""
+    store = LocalStore(str(tmp_path))
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.lock("journal/lock"):
+            is_held.set()
+            may_end.wait(60)
+
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(hold)
+        is_held.wait(60)
+        threads.submit(lambda: (time.sleep(0.2), may_end.set()))  # while the lock below is waited for
+        with store.lock("journal/lock"):
+            assert may_end.is_set()
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:

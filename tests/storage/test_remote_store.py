@@ -17,6 +17,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+import shardstream
 from shardstream.errors import IntegrityError, StorageError
 from shardstream.storage.cache import ShardCache
 from shardstream.storage.downloads import Downloads
@@ -142,6 +143,17 @@ class TestFaultsThatPass:
         assert traffic.num_bytes == 5100
         assert traffic.num_requests == len(proxy.requests)
         assert traffic.num_retries == len(proxy.requests) - 3
+
+
+@pytest.mark.usefixtures("few_retries", "client")
+def test_a_store_out_of_reach_is_no_missing_dataset(s3, proxy) -> None:
+    """Where no answer comes, opening a dataset says so, and nothing of a manifest that may well be there."""
+    proxy.rates = {"503": 1.0}
+
+    with pytest.raises(StorageError, match="503") as caught:
+        shardstream.open(s3.url, storage_options=s3.storage_options_at(proxy.endpoint_url))
+
+    assert "its writer adds last" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", ["403", "404"])
