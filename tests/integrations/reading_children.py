@@ -20,7 +20,7 @@ import pytest
 
 import shardstream
 
-NUM_CHILDREN = 4
+NUM_CHILDREN = 2
 DEADLINE_S = 10  # without the start of Python and the import of torch, which take what they take
 HANGS_S = 60
 CONTEXT_LENGTH = 16

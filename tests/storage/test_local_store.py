@@ -63,10 +63,14 @@ def test_a_lock_that_is_let_go_of_is_waited_for(tmp_path: Path) -> None:
             is_held.set()
             may_end.wait(60)
 
+    def let_go() -> None:
+        time.sleep(0.2)  # so that the lock below is waited for
+        may_end.set()
+
     with ThreadPoolExecutor(2) as threads:
         threads.submit(hold)
         is_held.wait(60)
-        threads.submit(lambda: (time.sleep(0.2), may_end.set()))  # while the lock below is waited for
+        threads.submit(let_go)
         with store.lock("journal/lock"):
             assert may_end.is_set()
 

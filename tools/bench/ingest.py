@@ -181,10 +181,10 @@ class Encoders:
     def __init__(self, corpus: Corpus, tokenizer: str, num_processes: int) -> None:
         context = multiprocessing.get_context("fork")
         batches = batches_of(corpus.texts)
-        taken = context.Value("q", 0)
+        self._taken = context.Value("q", 0)  # kept: what is forgotten here becomes the memory of the next such counter
         self._barrier = context.Barrier(num_processes + 1)
         self._processes = [
-            context.Process(target=encode_batches, args=(batches, tokenizer, taken, self._barrier), daemon=True)
+            context.Process(target=encode_batches, args=(batches, tokenizer, self._taken, self._barrier), daemon=True)
             for _ in range(num_processes)
         ]
         for process in self._processes:
