@@ -27,6 +27,9 @@ settings.load_profile("shardstream")
 
 WriteDataset = Callable[..., TokenDataset]
 
+# As it was before any test: the fixtures of a session may be set up in the midst of one, without its AWS settings.
+SURROUNDINGS = dict(os.environ)
+
 
 @pytest.fixture(autouse=True)
 def no_aws_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,14 +184,14 @@ def moto_server() -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def s3_server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
     """The S3 of the environment if SHARDSTREAM_TEST_S3 is set, as .ci/run does; otherwise moto's."""
-    if not os.environ.get("SHARDSTREAM_TEST_S3"):
+    if not SURROUNDINGS.get("SHARDSTREAM_TEST_S3"):
         yield request.getfixturevalue("moto_server")
         return
     server = S3Server(
-        os.environ["AWS_ENDPOINT_URL"],
-        key=os.environ["AWS_ACCESS_KEY_ID"],
-        secret=os.environ["AWS_SECRET_ACCESS_KEY"],
-        region=os.environ["AWS_REGION"],
+        SURROUNDINGS["AWS_ENDPOINT_URL"],
+        key=SURROUNDINGS["AWS_ACCESS_KEY_ID"],
+        secret=SURROUNDINGS["AWS_SECRET_ACCESS_KEY"],
+        region=SURROUNDINGS["AWS_REGION"],
     )
     yield server
     server.client.close()

@@ -468,22 +468,24 @@ class TestSlowSteps:
             time.sleep(0.002)
         return found
 
-    def threads(self) -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name == "shardstream-ahead"]
+    def threads(self) -> set[threading.Thread]:
+        """Those of all streams, also of another test's that nobody has collected yet."""
+        return {thread for thread in threading.enumerate() if thread.name == "shardstream-ahead"}
 
     def test_the_samples_are_the_same(self, dataset_of) -> None:
         """A slow loop, a fast one and one that is both get the same batches to the last one; close() ends the thread."""
         options: dict[str, Any] = {"epochs": 2, "drop_last": False}
         expected = positions_of([stream_of(dataset_of(101), **options)], 33)
+        before = self.threads()
         stream = stream_of(dataset_of(101), **options)
 
         found = positions_of([stream], 5) + self.slowly(stream, 10) + positions_of([stream], 5)
-        assert self.threads()
+        assert self.threads() - before
         found += self.slowly(stream, 13)
         assert found == expected
         assert list(stream) == []
         stream.close()
-        assert not self.threads()
+        assert not self.threads() - before
 
     def test_a_state_does_not_count_what_is_begun(self, dataset_of) -> None:
         """State, resume, pickle and load see what the loop consumed, not the batch that waits."""
