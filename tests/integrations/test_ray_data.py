@@ -465,7 +465,7 @@ def test_a_tally_that_was_stopped_says_so() -> None:
 
 def test_a_task_ends_when_the_job_was_stopped(cluster) -> None:
     """It hears so when its part is done, and fails, so that no other begins."""
-    tally = ray.remote(num_cpus=0)(ray_data._Tally).remote()
+    tally: Any = ray.remote(num_cpus=0)(ray_data._Tally).remote()
     ray_data._tell(tally, 0, "a", Advance(), is_last=True)
     ray.get(tally.stop.remote())
     ray_data._tell(tally, 0, "a", Advance())
