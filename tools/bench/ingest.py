@@ -49,7 +49,7 @@ class Size(NamedTuple):
     part_bytes: int | None
 
 
-FULL = Size(None, 2, VOCAB_SIZE, 2**30, None)
+FULL = Size(None, 4, VOCAB_SIZE, 2**30, None)
 QUICK = Size(40, 1, 1_000, 2**20, 2**16)
 
 
