@@ -113,7 +113,7 @@ class _Worker:
 
     def _answer(self) -> Answer:
         line = self._stdout.readline()
-        if not line:
+        if not line.endswith(b"\n"):  # nothing any more, or what it began to say
             status = self._process.wait()
             why = "killed, or out of memory: fewer processes take less" if status < 0 else "what it printed says why"
             raise ShardstreamError(

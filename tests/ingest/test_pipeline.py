@@ -17,6 +17,7 @@ import tokenizers
 
 import shardstream
 from shardstream import FormatError, ResumeError, ShardstreamError, StorageError, TokenizeProgress
+from shardstream.ingest import processes
 from shardstream.ingest.byte_tokenizer import ByteTokenizer
 from shardstream.ingest.part import Advance
 from shardstream.ingest.processes import run_tasks
@@ -265,6 +266,15 @@ def test_a_worker_that_dies_ends_the_job_and_the_same_call_goes_on(tokenize, tmp
     tokenize()
 
     assert tokens_at(tmp_path / "out") == ids_of(TEXTS)
+
+
+def test_a_worker_that_dies_while_it_speaks(tokenize, monkeypatch) -> None:
+    """Half an answer is none: it is named like any other that was killed."""
+    half = "import os; os.write(1, b'{\"adv'); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(processes, "_PROGRAM", half)
+
+    with pytest.raises(ShardstreamError, match=r"a tokenizing process ended without a word \(status -9\): killed"):
+        tokenize()
 
 
 @pytest.mark.parametrize(
