@@ -69,6 +69,10 @@ _MAX_RETRIES: Final = 10
 # The driver asks what is new once in so many seconds; a task tells of it twice as often.
 _PROGRESS_S: Final = 1.0
 _TELL_TIMEOUT_S: Final = 10
+# When a task has ended, Ray Data begins the next after up to 0.1 s. So small parts go several to a task, as long as every
+# processor gets so many tasks.
+_LEAST_TASK_BYTES: Final = 2**26
+_TASKS_PER_PROCESSOR: Final = 4
 _TASK_COLUMN: Final = "task"
 
 # Takes the number of a part, the name of a try, what is new of it, and whether that is the last.
@@ -106,7 +110,7 @@ class RayEngine:
         setup = msgspec.structs.replace(setup, tokenizer=_name_on_nodes(setup.tokenizer))
         with _connection(self._address), _silence(), _tally_of(advance) as tally:
             rows = [{_TASK_COLUMN: msgspec.json.encode(task)} for task in tasks]
-            dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+            dataset = ray.data.from_items(rows, override_num_blocks=_num_blocks(tasks))
             dataset.context.enable_progress_bars = False
             dataset.context.max_errored_blocks = 0
             try:
@@ -122,6 +126,14 @@ class RayEngine:
                 if isinstance(error, RayTaskError) and isinstance(error.cause, _PartError):
                     raise error.cause.args[0] from error
                 raise ShardstreamError(f"Ray could not write all parts: {error}") from error
+
+
+def _num_blocks(tasks: Sequence[Task]) -> int:
+    """How many tasks of Ray take these parts, as many each as the others, in their order."""
+    num_bytes = sum(one.num_bytes for task in tasks for one in task.ranges)
+    # A cluster that grows with its work may have none yet.
+    num_processors = max(1, int(ray.cluster_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
+    return min(len(tasks), max(num_bytes // _LEAST_TASK_BYTES, _TASKS_PER_PROCESSOR * num_processors))
 
 
 class TokenDatasink(ray.data.Datasink[tuple[int, str]]):

@@ -153,11 +153,12 @@ def files_of(manifest: Manifest) -> set[str]:
 # ---- The job's parts on a cluster
 
 
-def test_a_cluster_writes_the_dataset_of_one_machine(cluster, tokenize, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part_bytes", [PART_BYTES, PART_BYTES // 10])  # a task for each, and one for several
+def test_a_cluster_writes_the_dataset_of_one_machine(cluster, tokenize, tmp_path: Path, part_bytes: int) -> None:
     """Digest, account and progress are those of local processes, and nothing else is left at the target."""
-    local = tokenize(uri=tmp_path / "local", processes=2)
+    local = tokenize(uri=tmp_path / "local", processes=2, part_bytes=part_bytes)
     told: list[TokenizeProgress] = []
-    manifest = tokenize(engine=RayEngine(), progress=told.append)
+    manifest = tokenize(engine=RayEngine(), progress=told.append, part_bytes=part_bytes)
 
     assert manifest.digest == local.digest
     assert manifest.metadata == local.metadata
@@ -396,6 +397,22 @@ def write_here(tasks: list[Task], setup: Setup) -> Advance:
 
     ray_data._PartsDatasink(setup, tell).write(blocks, None)
     return tally.take()
+
+
+@pytest.mark.parametrize(
+    ("num_parts", "part_bytes", "num_blocks"),
+    [(3, 2**30, 3), (8, 1, 8), (9, 1, 8), (100, 2**24, 25), (100, 2**25, 50), (100, 2**26, 100), (100, 2**30, 100)],
+)
+def test_small_parts_share_a_task(job, monkeypatch, num_parts: int, part_bytes: int, num_blocks: int) -> None:
+    """A task takes 64 MiB or a part, but each of the two processors gets four tasks."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    (task, *_), _ = job
+    one_range = msgspec.structs.replace(task.ranges[0], num_bytes=part_bytes)
+    small = msgspec.structs.replace(task, ranges=(one_range,))
+
+    assert ray_data._num_blocks([small] * num_parts) == num_blocks
+    monkeypatch.setattr(ray, "cluster_resources", dict)  # it has not grown yet
+    assert ray_data._num_blocks([small] * num_parts) >= min(num_parts, 4)
 
 
 def test_each_try_of_a_part_has_a_folder_of_its_own(job) -> None:
