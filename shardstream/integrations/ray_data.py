@@ -69,8 +69,8 @@ _MAX_RETRIES: Final = 10
 # The driver asks what is new once in so many seconds; a task tells of it twice as often.
 _PROGRESS_S: Final = 1.0
 _TELL_TIMEOUT_S: Final = 10
-# When a task has ended, Ray Data begins the next after up to 0.1 s. So small parts go several to a task, as long as every
-# processor gets so many tasks.
+# When a task has ended, Ray Data begins the next 0.1 to 0.2 s later (ray.timeline of Ray 2.60), a fourth of the time that
+# 4 MiB of text take. So small parts go several to a task, as long as every processor gets so many tasks.
 _LEAST_TASK_BYTES: Final = 2**26
 _TASKS_PER_PROCESSOR: Final = 4
 _TASK_COLUMN: Final = "task"
