@@ -34,8 +34,9 @@ _log = logging.getLogger("shardstream")
 _NUM_RANGES_AT_A_TIME: Final = 4
 # Ranges that are there, or on their way, before the one that is hashed next: as many again as are on their way.
 _NUM_RANGES_AHEAD: Final = 8
-# Shards that are coming: while one is hashed to its end and another made durable, a third keeps the wire busy.
-_NUM_SHARDS_AT_A_TIME: Final = 3
+# Shards that are coming: one for each connection, since small ones are a range each; of large ones some are hashed to
+# their end or made durable while the others keep the wire busy.
+_NUM_SHARDS_AT_A_TIME: Final = 4
 _AT_ONCE: Final = -1
 # A wrong checksum may be a fault of the way, or of one server of many.
 _NUM_TRIES: Final = 3
@@ -92,8 +93,9 @@ class Downloads:
         self._turns = itertools.count()  # the ranges of a shard whose download began sooner go first
         self._is_full = False  # a shard that is coming had no room; those that are needed later do not take it
         self._coming: dict[int, Future[None]] = {}
-        self._on_their_way: set[int] = set()  # begun ahead, and not at an end
-        self._later: list[int] = []  # comes when none that is in use is on its way any more
+        # In use, begun for that reason, and not here yet: they have the wire for themselves.
+        self._awaited: set[int] = set()
+        self._later: list[int] = []  # begins after them
         self._pieces: dict[Piece, Future[memoryview]] = {}
 
     def _check_process(self) -> None:
@@ -124,8 +126,7 @@ class Downloads:
         try:
             return self._bring(shard, is_urgent=True)
         finally:
-            with self._lock:
-                self._end(shard)
+            self._arrived(shard)
 
     def bring_all(self, shards: Sequence[int], arrived: Callable[[ShardEntry], object]) -> list[int]:
         """Bring shards into the cache, several at a time; wait until all are there.
@@ -174,6 +175,7 @@ class Downloads:
             # While somebody waits for what is in use, nothing else takes the wire from it, nor the processor.
             first = [shard for shard in to_begin if shard in self._in_use]
             self._later = to_begin[len(first) :]  # what is in use stands in front
+            self._awaited = {*first, *(self._awaited & self._in_use.keys())}
             self._begin_downloads(first)
             self._begin_later()
             pieces = dict.fromkeys(piece for one in everyone for piece in one.pieces)
@@ -181,16 +183,17 @@ class Downloads:
 
     def _begin_downloads(self, shards: Sequence[int]) -> None:
         for shard in shards:
-            self._on_their_way.add(shard)
             self._coming[shard] = self._shards.submit(functools.partial(self._bring_ahead, shard))
 
-    def _end(self, shard: int) -> None:
-        """A shard is there, or has failed: begin with what comes later if that was the last; the caller holds the lock."""
-        self._on_their_way.discard(shard)
-        self._begin_later()
+    def _arrived(self, shard: int) -> None:
+        """A shard needs the wire no longer: begin with what comes later if that was the last one awaited."""
+        with self._lock:
+            self._awaited.discard(shard)
+            self._begin_later()
 
     def _begin_later(self) -> None:
-        if self._on_their_way.isdisjoint(shard for shard, pin in self._in_use.items() if pin is None):
+        """The caller holds the lock."""
+        if not self._awaited:
             self._begin_downloads(self._later)
             self._later = []
 
@@ -264,12 +267,16 @@ class Downloads:
             with self._lock:
                 if pin is not None and shard in self._in_use:
                     self._in_use[shard] = pin
-                self._end(shard)
+            self._arrived(shard)
 
     def _bring(self, shard: int, *, is_urgent: bool) -> Pin:
         entry = self._entries[shard]
         urgency = _AT_ONCE if is_urgent else next(self._turns)
-        fill = functools.partial(self._fill, entry, urgency=urgency)
+
+        def fill(partial: Partial) -> None:
+            self._fill(entry, partial, urgency=urgency)
+            self._arrived(shard)  # while it is made durable, the wire is free
+
         return self.cache.obtain(entry, fill, kept=self._kept, is_urgent=is_urgent)
 
     def _fill(self, entry: ShardEntry, partial: Partial, *, urgency: float) -> None:

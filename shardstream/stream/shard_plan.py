@@ -59,6 +59,7 @@ class ShardPlan:
         # Then every shard comes once and stays, and its edges come with it.
         self._wants_all = has_room and len(lanes) == order.lanes
         self._ahead: list[_Group] = []  # those in use, and those that follow
+        self._passed: set[int] = set()  # shards that were needed, where they stay
         self._next_change = sample  # the first sample that needs a group which was not said to be in use
         self._has_groups = order.mixed_samples > 0
 
@@ -84,30 +85,34 @@ class ShardPlan:
             self._next_change = stop  # this step is the last that needs the first of them
         else:
             self._next_change = self._ahead[1].sample if len(self._ahead) > 1 else _NEVER
-        in_use, coming = self._ahead[:num_in_use], self._ahead[num_in_use:]
+        current, following = self._ahead[:num_in_use], self._ahead[num_in_use:]
+        in_use = dict.fromkeys(shard for group in current for shard in group.shards)
+        needed = dict.fromkeys(itertools.chain.from_iterable(map(self._needed, self._ahead)))
         self._dataset.expect(
             self,
-            in_use=list(dict.fromkeys(shard for group in in_use for shard in group.shards)),
-            coming=list(
-                dict.fromkeys(
-                    [
-                        *(shard for group in coming for shard in group.shards),
-                        *(edge.shard for group in in_use for edge in group.edges if self._wants_all),
-                    ]
-                )
-            ),
-            pieces=[] if self._wants_all else [edge for group in (*in_use, *coming[:1]) for edge in group.edges],
+            in_use=list(in_use),
+            coming=[shard for shard in needed if shard not in in_use],
+            pieces=[] if self._wants_all else [edge for group in (*current, *following[:1]) for edge in group.edges],
         )
 
     def close(self) -> None:
         """Nothing is needed any more."""
         self._dataset.expect(self, in_use=())
 
+    def _needed(self, group: _Group) -> Iterator[int]:
+        """The shards that a group wants in the cache."""
+        return itertools.chain(group.shards, (edge.shard for edge in group.edges if self._wants_all))
+
     def _look_further(self, stop: int) -> None:
-        """Have all groups that are needed before ``stop``, and some that follow."""
+        """Have all groups that are needed before ``stop``, and enough that follow to keep the wire busy."""
         while True:
-            coming = [group for group in self._ahead if group.sample >= stop]
-            if len(coming) > 1 and sum(len(group.shards) for group in coming) >= _SHARDS_AHEAD:
+            if self._wants_all:
+                current = itertools.takewhile(lambda group: group.sample < stop, self._ahead)
+                self._passed.update(itertools.chain.from_iterable(map(self._needed, current)))
+            following = [group for group in self._ahead if group.sample >= stop]
+            shards = set(itertools.chain.from_iterable(map(self._needed, following))) - self._passed
+            num_left = len(self._dataset.manifest.shards) - len(self._passed)
+            if len(following) > 1 and len(shards) >= min(_SHARDS_AHEAD, num_left):
                 return
             group = next(self._groups, None)
             if group is None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shardstream.errors import IntegrityError, StorageError
 from shardstream.format.manifest import ShardEntry
 from shardstream.storage import downloads as module
-from shardstream.storage.cache import ShardCache
+from shardstream.storage.cache import Partial, ShardCache
 from shardstream.storage.downloads import Downloads, Expected, Piece
 from shardstream.storage.local_store import LocalStore
 from shardstream.storage.store import Store
@@ -289,8 +289,44 @@ class TestExpect:
         assert downloads._later == []
         assert sorted(store.names_asked) == ["0.bin", "1.bin", "2.bin"]
 
-    def test_what_is_no_longer_expected_never_comes(self, store: GatedStore, cache: ShardCache, begin: Begin) -> None:
+    def test_the_wire_is_free_while_a_shard_is_made_durable(
+        self, store: GatedStore, begin: Begin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is coming waits for the bytes of a shard in use, not for the disk."""
+        can_finish, finish = threading.Event(), Partial.finish
+
+        def finish_when_let(partial: Partial) -> None:
+            assert can_finish.wait(WAIT_S)
+            finish(partial)
+
+        monkeypatch.setattr(Partial, "finish", finish_when_let)
+        downloads, owner = begin(), Owner()
+        downloads.expect(owner, expected(in_use=[0], coming=[1]))
+        while "1.bin" not in store.names_asked:
+            threading.Event().wait(0.001)
+        assert downloads._in_use[0] is None
+        can_finish.set()
+
+        assert [content(downloads.obtain(number)) for number in (0, 1)] == SHARDS[:2]
+
+    def test_what_came_in_its_turn_holds_nothing_up(self, store: GatedStore, begin: Begin) -> None:
+        """A shard that was on its way before it is in use has the wire already; what is coming follows it."""
+        downloads, owner = begin(), Owner()
+        store.gate.clear()
+        downloads.expect(owner, expected(coming=[0]))
+        assert store.is_asked.wait(WAIT_S)
+        downloads.expect(owner, expected(in_use=[0], coming=[1]))
+        while "1.bin" not in store.names_asked:
+            threading.Event().wait(0.001)
+        store.gate.set()
+
+        assert [content(downloads.obtain(number)) for number in (0, 1)] == SHARDS[:2]
+
+    def test_what_is_no_longer_expected_never_comes(
+        self, store: GatedStore, cache: ShardCache, begin: Begin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A shard whose turn has not come is forgotten when nobody expects it any more."""
+        monkeypatch.setattr(module, "_NUM_SHARDS_AT_A_TIME", 2)
         downloads, owner = begin(), Owner()
         store.gate.clear()
         downloads.expect(owner, expected(coming=[0, 1, 2, 3]))
@@ -301,8 +337,11 @@ class TestExpect:
         assert content(downloads.obtain(5)) == SHARDS[5]
         assert sorted(store.names_asked) == ["0.bin", "1.bin", "5.bin"]
 
-    def test_who_needs_a_shard_before_its_turn_takes_it(self, store: GatedStore, begin: Begin) -> None:
+    def test_who_needs_a_shard_before_its_turn_takes_it(
+        self, store: GatedStore, begin: Begin, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A shard that waits for its turn is downloaded at once by who needs it."""
+        monkeypatch.setattr(module, "_NUM_SHARDS_AT_A_TIME", 2)
         downloads, owner = begin(), Owner()
         store.gate.clear()
         downloads.expect(owner, expected(coming=[0, 1, 2]))

@@ -1,5 +1,6 @@
 """Which shards a stream needs, and when."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ class Recorder:
     def expect(self, owner: object, **said: Any) -> None:
         del owner
         self.said.append({"coming": (), "pieces": (), **said})
+
+
+def shards_of(recorder: Recorder, start: int, stop: int) -> range:
+    """The shards that hold tokens ``[start, stop)``."""
+    first, last = recorder.bounds.searchsorted([start, stop - 1], side="right") - 1
+    return range(first, last + 1)
 
 
 def touched(recorder: Recorder, starts: Sequence[int], length: int) -> set[int]:
@@ -89,6 +96,25 @@ def test_the_last_target_of_a_block_is_a_piece(dataset: TokenDataset, monkeypatc
     [edge] = pieces[1]
     assert pieces[0] == []
     assert edge[1:] == (0, 1)
+
+
+def test_enough_is_coming_to_keep_the_wire_busy(dataset: TokenDataset) -> None:
+    """Shards that a cache keeps are no download when they are needed again, so others are coming, in the order of need."""
+    recorder = Recorder(dataset)
+    order = BlockShuffle(1000, 8, 3, block_tokens=32, buffer_blocks=1, lanes=1)  # two blocks of four samples a shard
+    plan = ShardPlan(recorder, order, [0], sample=0, stop_sample=None)  # type: ignore[arg-type]
+    parts = [
+        list(shards_of(recorder, planned.start, planned.stop))
+        for planned in itertools.islice(order.ranges(0, [0]), 2 * 31)
+    ]
+    for number in range(31):
+        plan.go_to(4 * number, 4 * number + 4, ())
+        in_use, coming = recorder.said[number]["in_use"], recorder.said[number]["coming"]
+        passed = {shard for part in parts[: number + 1] for shard in part}
+
+        assert len({*coming} - passed) >= min(shard_plan._SHARDS_AHEAD, 16 - len(passed))
+        needed = dict.fromkeys(shard for part in parts[number:] for shard in part if shard not in in_use)
+        assert coming == list(needed)[: len(coming)]
 
 
 def test_an_order_that_reads_anywhere(dataset: TokenDataset) -> None:
