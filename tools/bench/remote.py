@@ -26,7 +26,7 @@ import numpy as np
 import obstore
 import s3fs
 import torch
-from measure import MIB, Bar, Report, arguments, scratch_folder, take_turns
+from measure import MIB, Bar, Report, arguments, claim_memory, scratch_folder, take_turns
 from numpy.typing import NDArray
 from obstore.store import S3Store
 
@@ -169,11 +169,13 @@ def measure_cold(report: Report, size: Size, url: str, folder: Path) -> None:
             stats["shardstream by s3fs"] = epoch(f"{url}/raw", target, size)
 
     target = folder / "target"
+    num_bytes = size.num_shards * size.shard_tokens * 2
 
     def emptied() -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
         os.sync()
+        claim_memory(3 * num_bytes)
 
     contenders: dict[str, Callable[[Path], Any]] = {
         **raw_ways(url),
@@ -181,7 +183,6 @@ def measure_cold(report: Report, size: Size, url: str, folder: Path) -> None:
         "shardstream by s3fs": ours_by_s3fs,
     }
     timings = take_turns(contenders, lambda _: target, num_rounds=size.num_rounds, before_each=emptied)
-    num_bytes = size.num_shards * size.shard_tokens * 2
     limit = min(list(contenders)[:2], key=timings.best)
     rows = []
     for name in contenders:

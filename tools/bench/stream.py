@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from measure import MIB, Bar, Report, arguments, scratch_folder, take_turns
+from measure import MIB, Bar, Report, arguments, claim_memory, scratch_folder, take_turns
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from read import into_fresh_memory, nanogpt_batch, read_back, touch, write_both
@@ -226,8 +226,7 @@ def drop(paths: Sequence[Path]) -> None:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         num_bytes += path.stat().st_size
-    # A virtual machine may have given freed memory back to its host, and then whoever takes it first pays for that.
-    np.full(num_bytes, 1, np.uint8)
+    claim_memory(num_bytes)
 
 
 def measure_cold(report: Report, size: Size, folder: Path, paths: Sequence[Path]) -> None:
