@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # What is downloaded before it is needed: enough that the wire is never idle while a shard is made durable.
 _SHARDS_AHEAD: Final = 4
+# They are looked for no further: with so much to read before them, the wire is not what a stream waits for.
+_GROUPS_AHEAD: Final = 64
 # No more than this part of a shard, and no more tokens, are an edge: a request that is over as soon as it is answered.
 _EDGE_SHARE: Final = 1 / 64
 _EDGE_TOKENS: Final = 2**16
@@ -55,9 +57,11 @@ class ShardPlan:
         self._dataset = dataset
         self._groups = _groups(dataset, order, lanes, sample, stop_sample)
         cache = dataset.cache
-        has_room = cache is not None and (cache.max_bytes is None or cache.max_bytes >= dataset.manifest.num_bytes)
-        # Then every shard comes once and stays, and its edges come with it.
-        self._wants_all = has_room and len(lanes) == order.lanes
+        # Then every shard comes once and stays.
+        self._has_room = cache is not None and (
+            cache.max_bytes is None or cache.max_bytes >= dataset.manifest.num_bytes
+        )
+        self._wants_all = self._has_room and len(lanes) == order.lanes  # and its edges come with it
         self._ahead: list[_Group] = []  # those in use, and those that follow
         self._passed: set[int] = set()  # shards that were needed, where they stay
         self._next_change = sample  # the first sample that needs a group which was not said to be in use
@@ -106,13 +110,13 @@ class ShardPlan:
     def _look_further(self, stop: int) -> None:
         """Have all groups that are needed before ``stop``, and enough that follow to keep the wire busy."""
         while True:
-            if self._wants_all:
+            if self._has_room:
                 current = itertools.takewhile(lambda group: group.sample < stop, self._ahead)
                 self._passed.update(itertools.chain.from_iterable(map(self._needed, current)))
             following = [group for group in self._ahead if group.sample >= stop]
             shards = set(itertools.chain.from_iterable(map(self._needed, following))) - self._passed
             num_left = len(self._dataset.manifest.shards) - len(self._passed)
-            if len(following) > 1 and len(shards) >= min(_SHARDS_AHEAD, num_left):
+            if len(following) > 1 and (len(shards) >= min(_SHARDS_AHEAD, num_left) or len(following) >= _GROUPS_AHEAD):
                 return
             group = next(self._groups, None)
             if group is None:

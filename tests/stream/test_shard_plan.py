@@ -38,12 +38,6 @@ class Recorder:
         self.said.append({"coming": (), "pieces": (), **said})
 
 
-def shards_of(recorder: Recorder, start: int, stop: int) -> range:
-    """The shards that hold tokens ``[start, stop)``."""
-    first, last = recorder.bounds.searchsorted([start, stop - 1], side="right") - 1
-    return range(first, last + 1)
-
-
 def touched(recorder: Recorder, starts: Sequence[int], length: int) -> set[int]:
     positions = np.asarray(starts)[:, None] + np.arange(length)
     return set((recorder.bounds.searchsorted(positions.ravel(), side="right") - 1).tolist())
@@ -98,23 +92,28 @@ def test_the_last_target_of_a_block_is_a_piece(dataset: TokenDataset, monkeypatc
     assert edge[1:] == (0, 1)
 
 
-def test_enough_is_coming_to_keep_the_wire_busy(dataset: TokenDataset) -> None:
+@pytest.mark.parametrize(("lanes", "groups_ahead"), [(1, 64), (2, 64), (1, 5), (2, 5)])
+def test_enough_is_coming_to_keep_the_wire_busy(
+    dataset: TokenDataset, monkeypatch: pytest.MonkeyPatch, lanes: int, groups_ahead: int
+) -> None:
     """Shards that a cache keeps are no download when they are needed again, so others are coming, in the order of need."""
+    monkeypatch.setattr(shard_plan, "_GROUPS_AHEAD", groups_ahead)
     recorder = Recorder(dataset)
-    order = BlockShuffle(1000, 8, 3, block_tokens=32, buffer_blocks=1, lanes=1)  # two blocks of four samples a shard
+    order = BlockShuffle(1000, 8, 3, block_tokens=32, buffer_blocks=1, lanes=lanes)  # two blocks of a shard
     plan = ShardPlan(recorder, order, [0], sample=0, stop_sample=None)  # type: ignore[arg-type]
-    parts = [
-        list(shards_of(recorder, planned.start, planned.stop))
-        for planned in itertools.islice(order.ranges(0, [0]), 2 * 31)
-    ]
-    for number in range(31):
-        plan.go_to(4 * number, 4 * number + 4, ())
+    groups = itertools.islice(shard_plan._groups(recorder, order, [0], 0, None), 200)  # type: ignore[arg-type]
+    # Who reads one lane of two takes what is little of a shard as a piece.
+    parts = [(group.sample, [*group.shards, *(e.shard for e in group.edges if lanes == 1)]) for group in groups]
+    for number, (sample, _) in enumerate(parts[:60]):
+        plan.go_to(sample, sample + lanes, ())
         in_use, coming = recorder.said[number]["in_use"], recorder.said[number]["coming"]
-        passed = {shard for part in parts[: number + 1] for shard in part}
+        passed = {shard for _, part in parts[: number + 1] for shard in part}
+        following = {shard for _, part in parts[number + 1 : number + 1 + groups_ahead] for shard in part}
 
-        assert len({*coming} - passed) >= min(shard_plan._SHARDS_AHEAD, 16 - len(passed))
-        needed = dict.fromkeys(shard for part in parts[number:] for shard in part if shard not in in_use)
+        assert len({*coming} - passed) >= min(shard_plan._SHARDS_AHEAD, len(following - passed))
+        needed = dict.fromkeys(shard for _, part in parts[number:] for shard in part if shard not in in_use)
         assert coming == list(needed)[: len(coming)]
+        assert {*coming} <= {*parts[number][1]} | following
 
 
 def test_an_order_that_reads_anywhere(dataset: TokenDataset) -> None:
