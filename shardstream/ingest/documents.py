@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shardstream.errors import FormatError
+from shardstream.errors import FormatError, StorageError
 from shardstream.ingest.document_pieces import BadRecord, DocumentPiece, OnBadRecord
 from shardstream.ingest.input_file import readable_file
 from shardstream.ingest.json_lines import json_line_pieces
@@ -34,7 +34,7 @@ def pieces_of(
     Raises:
         ValueError: ``text_field`` cannot be the name of a field.
         ImportError: A package that the URL needs is not installed.
-        OSError: The file is not there, or cannot be read.
+        OSError: The file is not there, or cannot be read, or is no longer what it was when it was cut into ranges.
     """
     try:
         file = readable_file(one.path, storage_options)
@@ -42,6 +42,11 @@ def pieces_of(
         if one.start == 0:  # once, however many ranges the file has
             on_bad_record(BadRecord(one.path, "", str(error)))
         return
+    if None not in (one.file_bytes, file.num_bytes) and one.file_bytes != file.num_bytes:
+        raise StorageError(
+            f"{one.path}: has changed since the job was planned: {one.file_bytes} bytes then, {file.num_bytes} now; begin "
+            "again when nothing writes to it any more"
+        )
     if one.kind == "text":
         yield from text_pieces(file, on_bad_record)
     elif one.kind == "jsonl":

@@ -35,6 +35,8 @@ class InputRange(msgspec.Struct, frozen=True):
     """Half-open; None is the end of the file."""
     num_bytes: int = 0
     """About how many stored bytes that is; those of all ranges of a file add up to its size."""
+    file_bytes: int | None = None
+    """Size of the whole file, as it is stored; None where the server does not tell."""
 
 
 class Plan(NamedTuple):
@@ -110,10 +112,11 @@ def _ranges_of(file: Input, part_bytes: int, storage_options: Mapping[str, Any] 
         cuts = _line_cuts(num_bytes, part_bytes) if is_lines else _unit_cuts(file, part_bytes, storage_options)
     is_whole = len(cuts) <= 2  # noqa: PLR2004 - no cut but its beginning and its end
     if is_whole:
-        yield InputRange(file.path, file.kind, num_bytes=num_bytes)
+        yield InputRange(file.path, file.kind, num_bytes=num_bytes, file_bytes=file.num_bytes)
         return
     for one, following in pairwise(cuts):
-        yield InputRange(file.path, file.kind, one.unit, following.unit, following.offset - one.offset)
+        num_bytes = following.offset - one.offset
+        yield InputRange(file.path, file.kind, one.unit, following.unit, num_bytes, file.num_bytes)
 
 
 def _line_cuts(num_bytes: int, part_bytes: int) -> list[_Cut]:

@@ -18,6 +18,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardstream.errors import StorageError
 from shardstream.ingest.documents import BadRecord, DocumentPiece, pieces_of
 from shardstream.ingest.inputs import Kind
 from shardstream.ingest.plan import InputRange, plan_parts
@@ -187,6 +188,29 @@ def test_documents_come_from_s3(moto_s3) -> None:
     ]
 
     assert [piece.text for piece in pieces] == ["a/c.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("num_texts", [1, 5], ids=["shorter", "longer"])
+@pytest.mark.parametrize("part_bytes", [1, None], ids=["cut", "whole"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".jsonl.gz", ".parquet", ".feather"])
+def test_a_file_that_has_changed_ends_the_reading(
+    tmp_path: Path, suffix: str, part_bytes: int | None, num_texts: int
+) -> None:
+    """Rows that nobody reads, or half lines, are never left out without a word."""
+    path = tmp_path / f"a{suffix}"
+    write(path, ["word " * 9, "another " * 9, "b", "c"])
+    num_bytes = path.stat().st_size
+    parts = plan_parts([str(path)], part_bytes=part_bytes).parts
+    write(path, ["a longer word " * 9] * num_texts)
+    assert path.stat().st_size != num_bytes
+
+    for [one] in parts:
+        with pytest.raises(StorageError) as caught:
+            read(one)
+        assert str(caught.value) == (
+            f"{path}: has changed since the job was planned: {num_bytes} bytes then, {path.stat().st_size} now; begin "
+            "again when nothing writes to it any more"
+        )
 
 
 def test_a_file_that_is_gone_ends_the_reading(place) -> None:

@@ -327,6 +327,19 @@ def test_a_job_with_other_parts_does_not_go_on(tokenize, tmp_path: Path) -> None
         tokenize(inputs=[folder], part_bytes=15)
 
 
+def test_an_input_that_changes_meanwhile_ends_the_job(tokenize, tmp_path: Path, inputs: Path) -> None:
+    """A line that is added between two parts of a file would be in none of them, or cut in two."""
+
+    def add_a_line_first(tasks: Sequence[Task], *others: Any) -> None:
+        with (inputs / "0.jsonl").open("a") as file:
+            file.write('{"text": "one more"}\n')
+        run_tasks(tasks, *others, num_processes=1)
+
+    with pytest.raises(StorageError, match=r"0\.jsonl: has changed since the job was planned: \d+ bytes then, \d+ now"):
+        tokenize(processes=None, engine=add_a_line_first)
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
 def test_a_damaged_record_is_no_job(tokenize, tmp_path: Path) -> None:
     """A record that cannot be read is named; overwrite starts again."""
     (tmp_path / "out/journal").mkdir(parents=True)
