@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardstream.ingest import plan
-from shardstream.ingest.plan import InputRange, Plan, plan_parts
+from shardstream.ingest.plan import Plan, plan_parts
 
 ROWS = 40
 TABLE = pa.table({"text": [str(n) * n for n in range(ROWS)]})
