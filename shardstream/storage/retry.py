@@ -3,7 +3,6 @@
 obstore, s3fs and others each have a language of their own for the same answers of a server; here they become one.
 """
 
-import asyncio
 import enum
 import re
 from collections.abc import Callable, Iterator
@@ -159,7 +158,10 @@ def code_of(error: BaseException) -> str:
 
 
 def _is_of_the_network(error: BaseException) -> bool:
-    if isinstance(error, ConnectionError | TimeoutError | asyncio.TimeoutError):
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    # Another class until Python 3.11. By its name: an eighth of importing shardstream would be to import asyncio.
+    if any((kind.__module__, kind.__name__) == ("asyncio.exceptions", "TimeoutError") for kind in type(error).__mro__):
         return True
     kinds = {kind.__name__ for kind in type(error).__mro__}
     package = type(error).__module__.partition(".")[0]
