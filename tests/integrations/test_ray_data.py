@@ -429,7 +429,8 @@ def test_each_try_of_a_part_has_a_folder_of_its_own(job) -> None:
 def test_bad_records_are_counted_once(job, inputs) -> None:
     """Each record that is left out is told by its place, and counted once where a part is tried twice."""
     (task, *_), setup = job
-    (inputs / "0.jsonl").write_text('{"text": 3}\n{"text": "fine"}\n{}\n')
+    num_bytes = (inputs / "0.jsonl").stat().st_size
+    (inputs / "0.jsonl").write_text('{"text": 3}\n{"text": "fine"}\n{}'.ljust(num_bytes))
     news = write_here([task, task], setup)
 
     assert news.num_bad_records == 2
