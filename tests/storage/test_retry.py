@@ -78,6 +78,7 @@ FAULTS: list[tuple[BaseException, Fault]] = [
     (ConnectionResetError(), Fault.PASSING),
     (TimeoutError(), Fault.PASSING),
     (asyncio.TimeoutError(), Fault.PASSING),
+    (type("TimeoutError", (Exception,), {"__module__": "asyncio.exceptions"})(), Fault.PASSING),  # until Python 3.11
     (FileNotFoundError(), Fault.MISSING),
     (FileExistsError(), Fault.EXISTS),
     (PermissionError(), Fault.DENIED),
