@@ -283,8 +283,8 @@ class TestUpload:
     @pytest.mark.parametrize("num_bytes", [1000, 6 * 2**20, 40 * 2**20])
     def test_one_that_fails_raises_and_publishes_nothing(self, num_bytes: int, store: RemoteStore, s3, proxy) -> None:
         """Promise 14: an upload to a server that fails for good raises in write or commit; nothing is seen, none hangs."""
+        proxy.rates = {"403": 1.0}  # before the upload asks for anything: whatever it began, it may not abort
         upload = store.create("big")
-        proxy.rates = {"403": 1.0}
         block = memoryview(bytes(2**20))
 
         with pytest.raises(StorageError, match=f"{store.uri}/big: cannot write: HTTP 403 AccessDenied"):
