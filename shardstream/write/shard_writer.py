@@ -16,7 +16,8 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ from shardstream.format.integrity import ShardTally
 from shardstream.format.manifest import ShardEntry
 from shardstream.storage.store import Upload
 from shardstream.write.zstd_upload import Compression, ZstdUpload
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Block: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
@@ -132,22 +136,37 @@ class ShardWriter:
             self._upload.abort()
 
     def _write_blocks(self) -> None:
-        # While one core takes a block's checksum, the disk may have the block already.
+        # Neither the checksum nor the disk waits for the other: what one takes longer over now and then, the other makes
+        # up for. In step with each other they took an eighth longer.
+        written: Future[None] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix=f"{self._thread.name}-store") as store_thread:
-            while item := self._blocks.get():
-                block, num_tokens = item
-                try:
+            try:
+                while item := self._blocks.get():
+                    block, num_tokens = item
                     tokens = block[:num_tokens]
-                    written = store_thread.submit(self._upload.write, tokens.data.cast("B"))
-                    self._tally.update(tokens)
-                    written.result()
-                except BaseException:
-                    # The caller may be waiting for a block to come back, and must not for ever.
-                    while unwritten := self._blocks.get():
-                        self._pool.give_back(unwritten[0])
-                    raise
-                finally:
-                    self._pool.give_back(block)
+                    before, written = written, store_thread.submit(self._store, tokens.data.cast("B"), written)
+                    try:
+                        self._tally.update(tokens)
+                    finally:
+                        written.add_done_callback(partial(self._give_back, block))
+                    if before is not None and before.done():
+                        before.result()
+            except BaseException:
+                # The caller may be waiting for a block to come back, and must not for ever.
+                while unwritten := self._blocks.get():
+                    self._pool.give_back(unwritten[0])
+                raise
+            if written is not None:
+                written.result()
+
+    def _give_back(self, block: Block, _: "Future[None]") -> None:
+        self._pool.give_back(block)
+
+    def _store(self, data: memoryview, before: "Future[None] | None") -> None:
+        """Write a block, unless the one before it failed: then fail as that did."""
+        if before is not None:
+            before.result()
+        self._upload.write(data)
 
     def _commit(self, publish: Callable[[ShardEntry], ShardEntry]) -> None:
         self._upload.commit()
