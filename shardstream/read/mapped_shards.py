@@ -30,6 +30,7 @@ from shardstream.errors import IntegrityError, StorageError
 from shardstream.format.integrity import size_problem
 from shardstream.format.manifest import ShardEntry
 from shardstream.read.folder_watch import FolderWatch
+from shardstream.read.page_filler import CAN_FILL, PageFiller
 from shardstream.read.spans import spans_of, stepped_spans_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ _MAX_NUM_VIEWS: Final = 16
 _FEW: Final = 4
 # The kernel reads no more at one asking than the disk's read-ahead, of which this is the default.
 _LEAST_ADVICE_BYTES: Final = 2**17
+# Shorter ranges are asked for: pages of 2 MiB would bring far more than they need.
+_LEAST_FILL_BYTES: Final = 2**20
 _LOOK_EVERY_S: Final = 0.1
 _NOT_READY: Final = np.iinfo(np.int64).min
 
@@ -141,6 +144,8 @@ class MappedShards:
         self._row_shift = np.zeros(num_shards + 1, dtype=np.int64)
         self._ready_stop = np.full(num_shards + 1, _NOT_READY, dtype=np.int64)
         self._advice_bytes = _LEAST_ADVICE_BYTES
+        self._filler: PageFiller | None = None
+        self._large_shards: set[int] = set()  # whose maps have MADV_HUGEPAGE
         self._watch: FolderWatch | None = None
         self._looked_after: Iterator[int] = iter(())
         self._next_look_s = 0.0
@@ -211,9 +216,9 @@ class MappedShards:
         return out
 
     def look_ahead(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
-        """Ask the kernel to read ranges into the page cache; returns before they are there.
+        """Have ranges read into the page cache; returns before they are there.
 
-        A shard that cannot be mapped is left for the read that needs it to report.
+        The kernel is asked for short ones. Long ones are filled, where the system can do that. A shard that cannot be mapped is left for the read that needs it to report.
 
         Args:
             starts, stops: Positions, half-open, shape (n,) each, within the dataset.
@@ -240,9 +245,35 @@ class MappedShards:
                 mapped = self._mapped_if_it_can_be(shard)
             if mapped is None:
                 continue
+            if length >= _LEAST_FILL_BYTES and self._fill(shard, mapped, begin, length):
+                continue
             with contextlib.suppress(OSError):  # advice only: not every filesystem takes it
                 for part in range(begin, begin + length, self._advice_bytes):
                     mapped.raw.madvise(mmap.MADV_WILLNEED, part, min(self._advice_bytes, begin + length - part))
+
+    def _fill(self, shard: int, mapped: "_Map", begin: int, length: int) -> bool:
+        """Have a range of a shard's map filled in large pages; False where that cannot be done."""
+        if not CAN_FILL:
+            return False
+        if shard not in self._large_shards:
+            try:
+                # Of the whole map: a part would be a map of its own, and a process may not have many.
+                mapped.raw.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:  # a kernel that was built without them
+                return False
+            self._large_shards.add(shard)
+        with self._own_lock():
+            if self._filler is None or self._filler.pid != os.getpid():
+                self._filler = PageFiller()
+            self._filler.fill(
+                mapped.tokens, _address_of(mapped.tokens) - int(self._byte_offsets[shard]) + begin, length
+            )
+        return True
+
+    @property
+    def num_blocks_filled(self) -> int:
+        """How much other threads have made the disk read for :meth:`look_ahead`; grows whenever they read anything."""
+        return 0 if self._filler is None else self._filler.num_blocks_read
 
     def _mapped_if_it_can_be(self, shard: int) -> "_Map | None":
         try:
@@ -310,6 +341,9 @@ class MappedShards:
         """Let go of all maps; the next read maps anew."""
         with self._own_lock():
             self._retire(list(self._maps))
+        if self._filler is not None:
+            self._filler.close()
+            self._filler = None
 
     def _gather_slowly(self, starts: NDArray[np.int64], length: int) -> Tokens:
         total = int(self._bounds[-1])
@@ -385,13 +419,13 @@ class MappedShards:
             raw = _map_file(path, entry)
             tokens = np.frombuffer(raw, self._dtype, entry.num_tokens, entry.byte_offset)
             self._maps[shard] = _Map(tokens, raw, path)
-            address = int(tokens.__array_interface__["data"][0])
-            self._row_shift[shard] = (address - _VIEW_ADDRESS) // self._dtype.itemsize - self._bounds[shard]
+            self._row_shift[shard] = (_address_of(tokens) - _VIEW_ADDRESS) // self._dtype.itemsize - self._bounds[shard]
             self._ready_stop[shard] = self._bounds[shard + 1]  # last: another thread may look at any time
 
     def _retire(self, shards: list[int]) -> None:
         for shard in shards:
             self._ready_stop[shard] = _NOT_READY
+            self._large_shards.discard(shard)
         # Before the new generation is current, so that whoever still saw these shards ready holds the old one.
         self._generation.retired = [self._maps.pop(shard).tokens for shard in shards]
         self._generation.next = _Generation()
@@ -429,6 +463,10 @@ class _AddressSpace:
             "shape": (num_rows,),
             "strides": (itemsize,),
         }
+
+
+def _address_of(tokens: Tokens) -> int:
+    return int(tokens.__array_interface__["data"][0])
 
 
 def _scalar(value: int) -> NDArray[np.int64]:

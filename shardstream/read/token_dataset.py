@@ -248,6 +248,11 @@ class TokenDataset:
         if isinstance(self._shards, MappedShards):
             self._shards.look_ahead(starts, stops)
 
+    @property
+    def num_blocks_ahead(self) -> int:
+        """How much :meth:`look_ahead` has made the disk read in other threads; grows whenever they read anything."""
+        return self._shards.num_blocks_filled if isinstance(self._shards, MappedShards) else 0
+
     def look_again(self) -> None:
         """See that the shards that are mapped are still there as a whole.
 

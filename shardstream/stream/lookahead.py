@@ -1,8 +1,8 @@
 """What comes next: the plan of a run, and pages asked for ahead of their use.
 
 The order is computed thousands of samples ahead, since one sample alone costs 1,000 times as much. Pages are asked for
-only while this thread really reads from the disk, as the kernel counts it (getrusage): asking for a batch whose pages
-are in memory costs more than gathering it.
+only while this thread, or one that reads ahead for it, really reads from the disk, as the kernel counts it (getrusage):
+asking for a batch whose pages are in memory costs more than gathering it.
 """
 
 import itertools
@@ -77,7 +77,7 @@ class Lookahead:
         self._plan: deque[NDArray[np.int64]] = deque()
         self._credit_tokens = 0  # what may be asked for before it is needed
         self._num_asked = 0  # so many steps of the plan were asked for
-        self._num_reads = _num_reads()
+        self._num_reads = self._reads_so_far()
         self._num_quiet_steps = 0
         self._has_asked = False
         self._ranges = self._ranges_from(first_sample)
@@ -135,7 +135,7 @@ class Lookahead:
         return True
 
     def _must_ask(self) -> bool:
-        num_reads = _num_reads()
+        num_reads = self._reads_so_far()
         was_quiet = self._num_quiet_steps > _QUIET_STEPS
         if num_reads[0] != self._num_reads[0]:
             pass  # another thread's count says nothing about this step
@@ -149,6 +149,9 @@ class Lookahead:
         if was_quiet and not is_quiet:
             self._ranges = self._ranges_from(self._sample)  # those before were never asked for
         return not is_quiet
+
+    def _reads_so_far(self) -> tuple[int, int, int, int]:
+        return *_num_reads(), self._dataset.num_blocks_ahead
 
     def _ask(self) -> None:
         if self._ranges is None:

@@ -1,7 +1,7 @@
 """What is planned, and which pages are asked for, when."""
 
 import itertools
-import os
+import mmap
 import time
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from shardstream import BatchStream, TokenDataset
 from shardstream.order.orders import BlockShuffle, Order, Sequential, Shuffle
 from shardstream.stream import lookahead
 from shardstream.stream.lookahead import Lookahead
+from tests.page_cache import cached_pages, drop
 
 NUM_TOKENS = 2**22 + 1
 CONTEXT_LENGTH = 2**10
@@ -24,6 +25,7 @@ class Recorder:
     """In place of a dataset: notes which positions were asked for."""
 
     cache = None
+    num_blocks_ahead = 0
 
     def __init__(self) -> None:
         self.asked = np.zeros(NUM_TOKENS, dtype=np.int32)
@@ -132,6 +134,22 @@ def test_a_disk_that_is_ahead_stays_cold(monkeypatch: pytest.MonkeyPatch) -> Non
         assert all(recorder.asked[start : start + CONTEXT_LENGTH + 1].all() for start in starts)
 
 
+def test_a_disk_that_is_read_by_other_threads_alone_stays_cold(disk: Disk) -> None:
+    """While those that read ahead read anything, the asking goes on; then it ends."""
+    recorder = Recorder()
+    plan = lookahead_of(recorder, block_shuffle(), num_rows=16, stop_sample=None)
+    disk.is_read = False
+    for _ in range(1000):
+        recorder.num_blocks_ahead += 8
+        plan.take()
+    assert recorder.num_calls > 100
+
+    for _ in range(1000):
+        before = recorder.num_calls
+        plan.take()
+    assert recorder.num_calls == before
+
+
 def test_what_is_mixed_next_is_asked_for_bit_by_bit(disk: Disk) -> None:
     """Of the next buffer a few pieces are asked for at each step, and all of them before it begins; nothing beyond it."""
     recorder = Recorder()
@@ -188,25 +206,15 @@ def test_pages_that_were_asked_for_come(write_dataset) -> None:
     """On a real disk: dropped from the page cache and asked for, the pages of a window come without being read."""
     dataset = write_dataset(np.zeros(2**18, dtype=np.uint16), shard_tokens=2**16)
     path = Path(dataset.uri) / "shard-000002.bin"
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        if is_cached(descriptor, 40_000):
-            pytest.skip("this filesystem keeps its files in memory")
-        dataset.look_ahead(np.array([2 * 2**16 + 20_000]), np.array([2 * 2**16 + 20_100]))
-        deadline = time.monotonic() + 10
-        while not is_cached(descriptor, 40_000):
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-    finally:
-        os.close(descriptor)
-
-
-def is_cached(descriptor: int, offset: int) -> bool:
-    try:
-        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except BlockingIOError:
-        return False
+    drop(path)
+    page = 40_000 // mmap.PAGESIZE
+    if cached_pages(path)[page]:
+        pytest.skip("this filesystem keeps its files in memory")
+    dataset.look_ahead(np.array([2 * 2**16 + 20_000]), np.array([2 * 2**16 + 20_100]))
+    deadline = time.monotonic() + 10
+    while not cached_pages(path)[page]:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_a_stream_over_a_cold_disk_is_right(write_dataset, tmp_path: Path) -> None:
@@ -215,8 +223,7 @@ def test_a_stream_over_a_cold_disk_is_right(write_dataset, tmp_path: Path) -> No
     dataset = write_dataset(tokens, shard_tokens=5_000)
     for order in ("shuffle", "block-shuffle", "sequential", "random"):
         for path in Path(dataset.uri).glob("*.bin"):
-            with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            drop(path)
         cold = shardstream.open(dataset.uri)
         stream = BatchStream(cold, batch_size=8, context_length=500, order=order)
         for inputs, _ in itertools.islice(stream, 30):
