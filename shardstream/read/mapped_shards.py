@@ -52,8 +52,9 @@ _MAX_NUM_VIEWS: Final = 16
 _FEW: Final = 4
 # The kernel reads no more at one asking than the disk's read-ahead, of which this is the default.
 _LEAST_ADVICE_BYTES: Final = 2**17
-# Shorter ranges are asked for: pages of 2 MiB would bring far more than they need.
-_LEAST_FILL_BYTES: Final = 2**20
+# Shorter ranges are asked for: pages of 2 MiB would bring far more than they need. A little below 2 MiB, where the whole
+# windows of a piece end.
+_LEAST_FILL_BYTES: Final = 3 * 2**19
 _LOOK_EVERY_S: Final = 0.1
 _NOT_READY: Final = np.iinfo(np.int64).min
 
@@ -145,7 +146,7 @@ class MappedShards:
         self._ready_stop = np.full(num_shards + 1, _NOT_READY, dtype=np.int64)
         self._advice_bytes = _LEAST_ADVICE_BYTES
         self._filler: PageFiller | None = None
-        self._large_shards: set[int] = set()  # whose maps have MADV_HUGEPAGE
+        self._large_shards: set[int] = set()  # whose maps are read in pages of 2 MiB
         self._watch: FolderWatch | None = None
         self._looked_after: Iterator[int] = iter(())
         self._next_look_s = 0.0
@@ -259,6 +260,7 @@ class MappedShards:
             try:
                 # Of the whole map: a part would be a map of its own, and a process may not have many.
                 mapped.raw.madvise(mmap.MADV_HUGEPAGE)
+                mapped.raw.madvise(mmap.MADV_RANDOM)  # no more than the 2 MiB in which something is wanted
             except OSError:  # a kernel that was built without them
                 return False
             self._large_shards.add(shard)

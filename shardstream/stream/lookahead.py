@@ -204,8 +204,10 @@ def _pieces_of(ranges: Iterator[PlannedRange], stop_sample: int | None) -> Itera
     if stop_sample is not None:
         ranges = itertools.takewhile(lambda planned: planned.sample < stop_sample, ranges)
     for sample, start, stop in ranges:
-        for piece in range(start, stop, _PIECE_TOKENS):
-            yield PlannedRange(sample, piece, min(piece + _PIECE_TOKENS, stop))
+        # The last takes the rest along: the token that a range's last window ends in is no piece of its own.
+        pieces = [*range(start, stop, _PIECE_TOKENS)][: max(1, (stop - start) // _PIECE_TOKENS)]
+        for first, last in itertools.pairwise([*pieces, stop]):
+            yield PlannedRange(sample, first, last)
 
 
 def _num_reads() -> tuple[int, int, int]:

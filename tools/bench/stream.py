@@ -21,7 +21,7 @@ import torch
 from measure import MIB, Bar, Report, arguments, claim_memory, scratch_folder, take_turns
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from read import into_fresh_memory, nanogpt_batch, read_back, touch, write_both
+from read import VOCAB_SIZE, WRITE_TOKENS, into_fresh_memory, nanogpt_batch, read_back, touch, write_both
 
 import shardstream
 
@@ -69,7 +69,7 @@ def main() -> int:
         measure_start(report, size, folder)
         measure_memory(report, size, folder, num_windows=2**10 if options.quick else MANY_WINDOWS)
         measure_waiting(report, size, folder)
-        measure_cold(report, size, folder, paths)
+        measure_cold(report, size, folder)
     return report.finish()
 
 
@@ -229,13 +229,23 @@ def drop(paths: Sequence[Path]) -> None:
     claim_memory(num_bytes)
 
 
-def measure_cold(report: Report, size: Size, folder: Path, paths: Sequence[Path]) -> None:
-    """The loop from the disk."""
+def write_default(folder: Path) -> None:
+    """Write the tokens of ``sharded/`` once more as ``default/``, in shards of the size that nobody chose."""
+    with shardstream.open(folder / "sharded") as dataset:
+        with shardstream.DatasetWriter(folder / "default", vocab_size=VOCAB_SIZE) as writer:
+            for start in range(0, len(dataset), WRITE_TOKENS):
+                writer.append(dataset[start : start + WRITE_TOKENS])
 
-    def cold_stream(order: str, num_batches: int | None) -> float:
+
+def measure_cold(report: Report, size: Size, folder: Path) -> None:
+    """The loop from the disk."""
+    write_default(folder)
+    paths = [folder / "one.bin", *folder.glob("*/*.bin")]
+
+    def cold_stream(order: str, num_batches: int | None, *, name: str = "sharded") -> float:
         """Windows per second; the whole epoch if no number is given."""
         drop(paths)
-        with shardstream.open(folder / "sharded") as dataset:
+        with shardstream.open(folder / name) as dataset:
             stream = stream_of(dataset, size, order=order, epochs=1)
             num_batches = num_batches or len(stream)
             begun = time.perf_counter()
@@ -263,7 +273,9 @@ def measure_cold(report: Report, size: Size, folder: Path, paths: Sequence[Path]
                 folder / "one.bin", size, "bw_bytes", "--rw=read", "--bs=4m", "--iodepth=4"
             ),
             "BatchStream, block-shuffle": lambda: cold_stream("block-shuffle", None),
+            "BatchStream, block-shuffle, default shards": lambda: cold_stream("block-shuffle", None, name="default"),
             "BatchStream, sequential": lambda: cold_stream("sequential", None),
+            "BatchStream, sequential, default shards": lambda: cold_stream("sequential", None, name="default"),
         }.items():
             found.setdefault(name, []).append(run())
     window_bytes = 2 * size.context_length
@@ -291,10 +303,13 @@ def measure_cold(report: Report, size: Size, folder: Path, paths: Sequence[Path]
             bar=0.8,
             got=shuffle / best["fio, 4 KiB random, depth 128"],
         ),
-        Bar(
-            name="cold BatchStream, block-shuffle, bytes/s / fio's sequential bytes/s",
-            bar=0.7,
-            got=best["BatchStream, block-shuffle"] * window_bytes / best["fio, 4 MiB sequential, depth 4"],
+        *(
+            Bar(
+                name=f"cold {name}, bytes/s / fio's sequential bytes/s",
+                bar=0.7,
+                got=best[name] * window_bytes / best["fio, 4 MiB sequential, depth 4"],
+            )
+            for name in ("BatchStream, block-shuffle", "BatchStream, block-shuffle, default shards")
         ),
     ]
 
