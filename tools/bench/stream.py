@@ -231,10 +231,10 @@ def drop(paths: Sequence[Path]) -> None:
 
 def write_default(folder: Path) -> None:
     """Write the tokens of ``sharded/`` once more as ``default/``, in shards of the size that nobody chose."""
-    with shardstream.open(folder / "sharded") as dataset:
-        with shardstream.DatasetWriter(folder / "default", vocab_size=VOCAB_SIZE) as writer:
-            for start in range(0, len(dataset), WRITE_TOKENS):
-                writer.append(dataset[start : start + WRITE_TOKENS])
+    writer = shardstream.DatasetWriter(folder / "default", vocab_size=VOCAB_SIZE)
+    with shardstream.open(folder / "sharded") as dataset, writer:
+        for start in range(0, len(dataset), WRITE_TOKENS):
+            writer.append(dataset[start : start + WRITE_TOKENS])
 
 
 def measure_cold(report: Report, size: Size, folder: Path) -> None:
