@@ -273,9 +273,9 @@ class MappedShards:
         return True
 
     @property
-    def num_blocks_filled(self) -> int:
-        """How much other threads have made the disk read for :meth:`look_ahead`; grows whenever they read anything."""
-        return 0 if self._filler is None else self._filler.num_blocks_read
+    def num_reads_ahead(self) -> int:
+        """How often other threads have read from the disk for :meth:`look_ahead`; no exact figure, but it grows then."""
+        return 0 if self._filler is None else self._filler.num_reads
 
     def _mapped_if_it_can_be(self, shard: int) -> "_Map | None":
         try:

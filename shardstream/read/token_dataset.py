@@ -249,9 +249,9 @@ class TokenDataset:
             self._shards.look_ahead(starts, stops)
 
     @property
-    def num_blocks_ahead(self) -> int:
-        """How much :meth:`look_ahead` has made the disk read in other threads; grows whenever they read anything."""
-        return self._shards.num_blocks_filled if isinstance(self._shards, MappedShards) else 0
+    def num_reads_ahead(self) -> int:
+        """How often other threads have read from the disk for :meth:`look_ahead`; no exact figure, but it grows then."""
+        return self._shards.num_reads_ahead if isinstance(self._shards, MappedShards) else 0
 
     def look_again(self) -> None:
         """See that the shards that are mapped are still there as a whole.

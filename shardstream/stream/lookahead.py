@@ -151,7 +151,7 @@ class Lookahead:
         return not is_quiet
 
     def _reads_so_far(self) -> tuple[int, int, int, int]:
-        return *_num_reads(), self._dataset.num_blocks_ahead
+        return *_num_reads(), self._dataset.num_reads_ahead
 
     def _ask(self) -> None:
         if self._ranges is None:

@@ -69,9 +69,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_long_range_comes_by_itself(cold: TokenDataset) -> None:
     """All of it, in a thread that counts what it made the disk read; the map is read in large pages from then on."""
     skip_unless_on_disk(cold)
-    assert cold.num_blocks_ahead == 0
+    assert cold.num_reads_ahead == 0
     cold.look_ahead(np.array([MIB_TOKENS]), np.array([SHARD_TOKENS]))
-    wait_for(lambda: bool(cached(cold, 0)[MIB_PAGES:].all()) and cold.num_blocks_ahead > 0)
+    wait_for(lambda: bool(cached(cold, 0)[MIB_PAGES:].all()) and cold.num_reads_ahead > 0)
 
     flags = [line.split()[1:] for line in smaps_of(path_of(cold, 0)) if line.startswith("VmFlags:")]
     assert all({"hg", "rr"} <= set(of_map) for of_map in flags)  # MADV_HUGEPAGE, MADV_RANDOM
@@ -114,7 +114,7 @@ def test_a_system_that_cannot_fill(system: Callable[[pytest.MonkeyPatch], None],
     wait_for(lambda: bool(cached(cold, 0).all()))
 
     assert shards_of(cold)._filler is None
-    assert cold.num_blocks_ahead == 0
+    assert cold.num_reads_ahead == 0
 
 
 @pytest.mark.parametrize(

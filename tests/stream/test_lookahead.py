@@ -25,7 +25,7 @@ class Recorder:
     """In place of a dataset: notes which positions were asked for."""
 
     cache = None
-    num_blocks_ahead = 0
+    num_reads_ahead = 0
 
     def __init__(self) -> None:
         self.asked = np.zeros(NUM_TOKENS, dtype=np.int32)
@@ -140,7 +140,7 @@ def test_a_disk_that_is_read_by_other_threads_alone_stays_cold(disk: Disk) -> No
     plan = lookahead_of(recorder, block_shuffle(), num_rows=16, stop_sample=None)
     disk.is_read = False
     for _ in range(1000):
-        recorder.num_blocks_ahead += 8
+        recorder.num_reads_ahead += 8
         plan.take()
     assert recorder.num_calls > 100
 
