@@ -19,6 +19,7 @@ import stat
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -146,7 +147,7 @@ class MappedShards:
         self._ready_stop = np.full(num_shards + 1, _NOT_READY, dtype=np.int64)
         self._advice_bytes = _LEAST_ADVICE_BYTES
         self._filler: PageFiller | None = None
-        self._large_shards: set[int] = set()  # whose maps are read in pages of 2 MiB
+        self._large_maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # which are read in pages of 2 MiB
         self._watch: FolderWatch | None = None
         self._looked_after: Iterator[int] = iter(())
         self._next_look_s = 0.0
@@ -219,7 +220,8 @@ class MappedShards:
     def look_ahead(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         """Have ranges read into the page cache; returns before they are there.
 
-        The kernel is asked for short ones. Long ones are filled, where the system can do that. A shard that cannot be mapped is left for the read that needs it to report.
+        The kernel is asked for short ones. Long ones are filled, where the system can do that. A shard that cannot be
+        mapped is left for the read that needs it to report.
 
         Args:
             starts, stops: Positions, half-open, shape (n,) each, within the dataset.
@@ -256,20 +258,18 @@ class MappedShards:
         """Have a range of a shard's map filled in large pages; False where that cannot be done."""
         if not CAN_FILL:
             return False
-        if shard not in self._large_shards:
+        if mapped.raw not in self._large_maps:
             try:
                 # Of the whole map: a part would be a map of its own, and a process may not have many.
                 mapped.raw.madvise(mmap.MADV_HUGEPAGE)
                 mapped.raw.madvise(mmap.MADV_RANDOM)  # no more than the 2 MiB in which something is wanted
             except OSError:  # a kernel that was built without them
                 return False
-            self._large_shards.add(shard)
-        with self._own_lock():
-            if self._filler is None or self._filler.pid != os.getpid():
-                self._filler = PageFiller()
-            self._filler.fill(
-                mapped.tokens, _address_of(mapped.tokens) - int(self._byte_offsets[shard]) + begin, length
-            )
+            self._large_maps.add(mapped.raw)
+        filler = self._filler
+        if filler is None or filler.pid != os.getpid():
+            filler = self._filler = PageFiller()
+        filler.fill(mapped.tokens, _address_of(mapped.tokens) - int(self._byte_offsets[shard]) + begin, length)
         return True
 
     @property
@@ -427,7 +427,6 @@ class MappedShards:
     def _retire(self, shards: list[int]) -> None:
         for shard in shards:
             self._ready_stop[shard] = _NOT_READY
-            self._large_shards.discard(shard)
         # Before the new generation is current, so that whoever still saw these shards ready holds the old one.
         self._generation.retired = [self._maps.pop(shard).tokens for shard in shards]
         self._generation.next = _Generation()
