@@ -67,11 +67,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @needs_filling
 def test_a_long_range_comes_by_itself(cold: TokenDataset) -> None:
-    """All of it, in a thread that counts what it made the disk read; the map is read in large pages from then on."""
+    """All of it, in a thread that counts what it read, and so does the next; the map is read in large pages from then on."""
     skip_unless_on_disk(cold)
     assert cold.num_reads_ahead == 0
     cold.look_ahead(np.array([MIB_TOKENS]), np.array([SHARD_TOKENS]))
     wait_for(lambda: bool(cached(cold, 0)[MIB_PAGES:].all()) and cold.num_reads_ahead > 0)
+    cold.look_ahead(np.array([0]), np.array([SHARD_TOKENS // 2]))
+    wait_for(lambda: bool(cached(cold, 0).all()))
 
     flags = [line.split()[1:] for line in smaps_of(path_of(cold, 0)) if line.startswith("VmFlags:")]
     assert all({"hg", "rr"} <= set(of_map) for of_map in flags)  # MADV_HUGEPAGE, MADV_RANDOM
