@@ -196,6 +196,9 @@ def test_a_forked_child_fills_with_threads_of_its_own(cold: TokenDataset) -> Non
     """Those of its parent are not there."""
     cold.look_ahead(np.array([0]), np.array([SHARD_TOKENS]))
     wait_for(lambda: bool(cached(cold, 0).all()))
+    filler = shards_of(cold)._filler
+    assert filler is not None
+    filler.close()  # Python warns of a fork beside threads
 
     context = multiprocessing.get_context("fork")
     outcome = context.SimpleQueue()
