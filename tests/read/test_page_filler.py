@@ -59,7 +59,7 @@ def cached(dataset: TokenDataset, shard: int) -> NDArray[np.bool_]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -204,7 +204,7 @@ def test_a_forked_child_fills_with_threads_of_its_own(cold: TokenDataset) -> Non
     outcome = context.SimpleQueue()
     process = context.Process(target=fill_in_child, args=(cold, outcome))
     process.start()
-    process.join(30)
+    process.join(90)
     assert process.exitcode == 0
     assert outcome.get() == "filled"
 
