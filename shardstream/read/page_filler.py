@@ -8,7 +8,6 @@ kernel's time instead of 0.6, and is 1.35 times as fast.
 
 import ctypes
 import os
-import platform
 import re
 import sys
 import weakref
@@ -29,8 +28,10 @@ _NUM_THREADS: Final = 4
 
 
 def _can_fill() -> bool:
-    version = re.match(r"(\d+)\.(\d+)", platform.release())
-    return sys.platform == "linux" and version is not None and (int(version[1]), int(version[2])) >= _LEAST_LINUX
+    if sys.platform != "linux":
+        return False
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return version is not None and (int(version[1]), int(version[2])) >= _LEAST_LINUX
 
 
 CAN_FILL: Final = _can_fill()

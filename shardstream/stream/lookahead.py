@@ -205,8 +205,8 @@ def _pieces_of(ranges: Iterator[PlannedRange], stop_sample: int | None) -> Itera
         ranges = itertools.takewhile(lambda planned: planned.sample < stop_sample, ranges)
     for sample, start, stop in ranges:
         # The last takes the rest along: the token that a range's last window ends in is no piece of its own.
-        pieces = [*range(start, stop, _PIECE_TOKENS)][: max(1, (stop - start) // _PIECE_TOKENS)]
-        for first, last in itertools.pairwise([*pieces, stop]):
+        firsts = range(start, max(start, stop - _PIECE_TOKENS) + 1, _PIECE_TOKENS)
+        for first, last in itertools.pairwise([*firsts, stop]):
             yield PlannedRange(sample, first, last)
 
 

@@ -3,7 +3,6 @@
 import mmap
 import multiprocessing
 import os
-import platform
 import sys
 import time
 import weakref
@@ -133,7 +132,8 @@ def test_a_system_that_cannot_fill(system: Callable[[pytest.MonkeyPatch], None],
 def test_which_systems_can(system: str, release: str, can_fill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux, from the version on that reads large pages for a map which wants them."""
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(platform, "release", lambda: release)
+    name = os.uname_result((system, "node", release, "version", "machine"))
+    monkeypatch.setattr(os, "uname", lambda: name)
 
     assert page_filler._can_fill() is can_fill
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import shardstream
 from shardstream import BatchStream, TokenDataset
-from shardstream.order.orders import BlockShuffle, Order, Sequential, Shuffle
+from shardstream.order.orders import BlockShuffle, Order, PlannedRange, Sequential, Shuffle
 from shardstream.stream import lookahead
 from shardstream.stream.lookahead import Lookahead
 from tests.page_cache import cached_pages, drop
@@ -145,7 +145,9 @@ def test_a_disk_that_is_read_by_other_threads_alone_stays_cold(disk: Disk) -> No
     assert recorder.num_calls > 100
 
     for _ in range(1000):
-        before = recorder.num_calls
+        plan.take()
+    before = recorder.num_calls
+    for _ in range(100):
         plan.take()
     assert recorder.num_calls == before
 
@@ -163,6 +165,22 @@ def test_what_is_mixed_next_is_asked_for_bit_by_bit(disk: Disk) -> None:
     assert per_step == [8 + 3, 2, 2, 1, 0, 0, 0, 0]  # twice as many tokens as are used
     assert recorder.num_calls == 16
     assert recorder.asked.sum() == 16 * (2**16 + 1)
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+@pytest.mark.parametrize("num_pieces", [0, 1, 2, 5])
+def test_a_range_comes_in_pieces(num_pieces: int, extra: int) -> None:
+    """They follow each other, and none is shorter than a piece unless the whole range is."""
+    start = 3
+    stop = max(start + 1, start + num_pieces * lookahead._PIECE_TOKENS + extra)
+    pieces = list(lookahead._pieces_of(iter([PlannedRange(7, start, stop)]), stop_sample=None))
+
+    assert {piece.sample for piece in pieces} == {7}
+    assert [piece.start for piece in pieces] == [start, *(piece.stop for piece in pieces[:-1])]
+    assert pieces[-1].stop == stop
+    lengths = [piece.stop - piece.start for piece in pieces]
+    assert min(lengths) >= min(lookahead._PIECE_TOKENS, stop - start)
+    assert max(lengths) < 2 * lookahead._PIECE_TOKENS
 
 
 def test_a_rank_that_needs_little_of_a_block_asks_for_its_windows_alone(disk: Disk) -> None:
