@@ -1,7 +1,7 @@
 """Text -> one dataset: ``tokenize``."""
 
+import contextlib
 import fnmatch
-import functools
 import json
 import logging
 import os
@@ -15,7 +15,7 @@ from shardstream.ingest.input_places import absolute, split_glob
 from shardstream.ingest.job import Job
 from shardstream.ingest.part import NUM_BAD_RECORDS_SHOWN, Advance, OnError, Settings, SpecialText, identity_of
 from shardstream.ingest.plan import plan_parts
-from shardstream.ingest.processes import run_tasks
+from shardstream.ingest.processes import Processes
 from shardstream.ingest.tokenizer import Tokenizer
 from shardstream.ingest.tokenizers import load_tokenizer
 from shardstream.ingest.worker import Setup, Task
@@ -123,47 +123,49 @@ def tokenize(
     num_processes = _num_processors() if processes is None else processes
     if num_processes < 1:
         raise ValueError(f"processes is {processes}; wanted at least 1")
-    run = engine or functools.partial(run_tasks, num_processes=num_processes)
     name = os.fspath(tokenizer)
-    settings = _settings_of(
-        load_tokenizer(name),
-        eos=eos,
-        add_bos=add_bos,
-        text_field=text_field,
-        special_text=special_text,
-        on_error=on_error,
-        shuffle_seed=shuffle_documents,
-        side_files=side_files,
-        shard_tokens=shard_tokens,
-        compression=compression,
-    )
-    _check_apart([os.fspath(one) for one in inputs], os.fspath(uri))
-    plan = plan_parts([os.fspath(one) for one in inputs], part_bytes=part_bytes, storage_options=storage_options)
-    if plan.num_ignored:
-        _log.warning(
-            "left out: %d files in folders, whose suffixes name no kind of text; name them by a pattern, such as '**/*.py'",
-            plan.num_ignored,
+    with contextlib.nullcontext(engine) if engine else Processes(name, num_processes) as run:
+        settings = _settings_of(
+            load_tokenizer(name),
+            eos=eos,
+            add_bos=add_bos,
+            text_field=text_field,
+            special_text=special_text,
+            on_error=on_error,
+            shuffle_seed=shuffle_documents,
+            side_files=side_files,
+            shard_tokens=shard_tokens,
+            compression=compression,
         )
-    job = Job(
-        os.fspath(uri),
-        settings,
-        plan,
-        metadata=metadata or {},
-        overwrite=overwrite,
-        storage_options=storage_options,
-    )
-    with job:
-        if job.manifest is not None:
-            return job.manifest
-        todo = job.todo()
-        counter = _Counter(plan.num_bytes, progress)
-        counter.advance(Advance(num_bytes=plan.num_bytes - sum(one.num_bytes for i in todo for one in plan.parts[i])))
-        run(
-            [Task(index=index, uri=job.part_uri(index), ranges=plan.parts[index]) for index in todo],
-            Setup(tokenizer=name, settings=settings, storage_options=dict(storage_options or {}) or None),
-            counter.advance,
+        _check_apart([os.fspath(one) for one in inputs], os.fspath(uri))
+        plan = plan_parts([os.fspath(one) for one in inputs], part_bytes=part_bytes, storage_options=storage_options)
+        if plan.num_ignored:
+            _log.warning(
+                "left out: %d files in folders, whose suffixes name no kind of text; name them by a pattern, such as '**/*.py'",
+                plan.num_ignored,
+            )
+        job = Job(
+            os.fspath(uri),
+            settings,
+            plan,
+            metadata=metadata or {},
+            overwrite=overwrite,
+            storage_options=storage_options,
         )
-        return job.publish()
+        with job:
+            if job.manifest is not None:
+                return job.manifest
+            todo = job.todo()
+            counter = _Counter(plan.num_bytes, progress)
+            counter.advance(
+                Advance(num_bytes=plan.num_bytes - sum(one.num_bytes for i in todo for one in plan.parts[i]))
+            )
+            run(
+                [Task(index=index, uri=job.part_uri(index), ranges=plan.parts[index]) for index in todo],
+                Setup(tokenizer=name, settings=settings, storage_options=dict(storage_options or {}) or None),
+                counter.advance,
+            )
+            return job.publish()
 
 
 def _check_json(storage_options: Mapping[str, Any]) -> None:
@@ -187,9 +189,12 @@ def _check_apart(inputs: Sequence[str], uri: str) -> None:
     """Refuse a target that the next run, or this very one, would take for a part of its inputs."""
     target = f"{_real(uri)}/"
     for one in inputs:
+        path = absolute(one)
+        if os.path.isfile(path) and not absolute(uri).startswith(f"{path}/"):  # noqa: PTH113 - of strings, many times
+            continue  # below a file lies nothing; to resolve links takes 20 us
         # What exists under the very name of a glob is no glob; which of them it is will be seen later.
         as_folder, as_glob = (absolute(one), ["**"]), split_glob(absolute(one))
-        for folder, patterns in (as_folder, as_glob) if as_glob[1] else (as_folder,):  # to resolve links takes 20 us
+        for folder, patterns in (as_folder, as_glob) if as_glob[1] else (as_folder,):
             prefix = f"{_real(folder)}/"
             if target.startswith(prefix) and _may_match_below(target[len(prefix) :].split("/")[:-1], patterns):
                 raise ValueError(f"{uri} lies in the input {one}; choose a place outside")

@@ -1,126 +1,184 @@
 """Parts on this machine: some processes, each with one part at a time and one thread.
 
-They are plain programs that read JSON from a pipe, not children of multiprocessing: a script that calls ``tokenize`` needs
-no ``if __name__ == "__main__"``, nothing is forked, nothing is pickled, and no part waits for another.
+They come from a plain program that loads the tokenizer once and forks (:mod:`shardstream.ingest.fork_server`), and read
+JSON from a pipe. They are no children of multiprocessing: a script that calls ``tokenize`` needs no
+``if __name__ == "__main__"``, nothing of its own is forked, nothing is pickled, and no part waits for another.
 """
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import IO, Final, cast
+from typing import IO, TYPE_CHECKING, Final, cast
 
 import msgspec
 
 from shardstream import errors
-from shardstream.errors import ShardstreamError
+from shardstream.ingest.fork_server import SIGNALLED
 from shardstream.ingest.part import Advance
 from shardstream.ingest.worker import ONE_THREAD, Answer, Setup, Task
 
-# The child searches modules where this process does, and from the first import on: `python -c` would begin in the folder
-# that it happens to run in, where a `json.py` may lie.
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# The program searches modules where this process does, and from the first import on: `python -c` would begin in the
+# folder that it happens to run in, where a `json.py` may lie.
 _PROGRAM: Final = """
 import sys
-sys.path[:] = sys.argv[1:]
-from shardstream.ingest.worker import main
-main()
+_, tokenizer, pipes, *sys.path[:] = sys.argv
+from shardstream.ingest.fork_server import main
+main(tokenizer, pipes)
 """
 
 
-def run_tasks(tasks: Sequence[Task], setup: Setup, advance: Callable[[Advance], object], *, num_processes: int) -> None:
-    """Write all parts, those first that come first; returns when all are done.
+class Processes:
+    """Processes that are about to tokenize, while its ``with`` block runs.
+
+    They begin to load at once, so that the job can be planned in the meantime.
 
     Args:
-        tasks: The parts.
-        setup: What they have in common.
-        advance: Called as the work goes on, by one thread at a time.
+        tokenizer: What ``load_tokenizer`` takes.
         num_processes: How many at a time.
-
-    Raises:
-        ShardstreamError, ImportError: What went wrong in a part. The other processes are ended at once; what is durable
-            stays.
     """
-    waiting = iter(tasks)
-    lock = threading.Lock()
 
-    def next_task() -> Task | None:
-        with lock:
-            return next(waiting, None)
+    def __init__(self, tokenizer: str, num_processes: int) -> None:
+        self._tokenizer = tokenizer
+        self._num_processes = num_processes
 
-    def advance_alone(done: Advance) -> None:
-        with lock:
-            advance(done)
-
-    with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(setup)) for _ in range(min(num_processes, len(tasks)))]
-        pool = stack.enter_context(ThreadPoolExecutor(max(1, len(workers))))
-        try:
-            futures = [pool.submit(worker.run, next_task, advance_alone) for worker in workers]
-            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in finished:
-                future.result()
-        except BaseException:  # one that failed, or Ctrl-C, ends all: the pool waits for threads that wait for them
-            for worker in workers:
-                worker.kill()
-            raise
-
-
-class _Worker:
-    """One process, and the thread that speaks with it."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-
-    def __enter__(self) -> "_Worker":
-        self._process = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-c", _PROGRAM, *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **ONE_THREAD},
-            start_new_session=True,  # Ctrl-C is the parent's to hear, which ends its processes
-        )
-        self._stdin, self._stdout = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
+    def __enter__(self) -> "Self":
+        with contextlib.ExitStack() as stack:
+            self._workers = [stack.enter_context(_Worker()) for _ in range(self._num_processes)]
+            theirs = [worker.socket_of_process.fileno() for worker in self._workers]
+            self._server = subprocess.Popen(  # noqa: S603 - this very program
+                [sys.executable, "-c", _PROGRAM, self._tokenizer, ",".join(map(str, theirs)), *sys.path],
+                stdin=subprocess.PIPE,
+                pass_fds=theirs,
+                env={**os.environ, **ONE_THREAD},
+                start_new_session=True,  # Ctrl-C is the parent's to hear, which ends its processes
+            )
+            self._stdin = cast("IO[bytes]", self._server.stdin)
+            for worker in self._workers:
+                worker.socket_of_process.close()  # so that its end is the end of what it says
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait for the process, which ends with its standard input."""
-        for pipe in (self._stdin, self._stdout):
-            with contextlib.suppress(OSError):  # what it did not read any more
-                pipe.close()
-        self._process.wait()
+        """End all processes; what they still did is left as it is."""
+        self._end()
+        with contextlib.suppress(BrokenPipeError):  # what it did not read any more
+            self._stdin.close()
+        self._open.close()
 
-    def kill(self) -> None:
-        self._process.kill()
+    def __call__(self, tasks: Sequence[Task], setup: Setup, advance: Callable[[Advance], object]) -> None:
+        """Write all parts, those first that come first; returns when all are done.
 
-    def run(self, next_task: Callable[[], Task | None], advance: Callable[[Advance], object]) -> None:
-        """Give the process part after part until there are no more."""
-        self._tell(self._setup)
+        Args:
+            tasks: The parts.
+            setup: What they have in common.
+            advance: Called as the work goes on, by one thread at a time.
+
+        Raises:
+            ShardstreamError, ImportError: What went wrong in a part. The other processes are ended at once; what is
+                durable stays.
+        """
+        waiting = iter(tasks)
+        lock = threading.Lock()
+
+        def next_task() -> Task | None:
+            with lock:
+                return next(waiting, None)
+
+        def advance_alone(done: Advance) -> None:
+            with lock:
+                advance(done)
+
+        workers = self._workers[: len(tasks)]
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as its workers' silence will tell
+            self._stdin.write(b"%d" % len(workers))
+            self._stdin.flush()
+        with ThreadPoolExecutor(max(1, len(workers))) as pool:
+            try:
+                futures = [pool.submit(self._run, worker, setup, next_task, advance_alone) for worker in workers]
+                finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+            except BaseException:  # one that failed, or Ctrl-C, ends all: the pool waits for threads that wait for them
+                self._end()
+                raise
+        for worker in workers:
+            worker.hang_up()
+        self._server.wait()
+
+    def _run(
+        self,
+        worker: "_Worker",
+        setup: Setup,
+        next_task: Callable[[], Task | None],
+        advance: Callable[[Advance], object],
+    ) -> None:
+        """Give a process part after part until there are no more."""
+        worker.tell(setup)
         while (task := next_task()) is not None:
-            self._tell(task)
-            while not (answer := self._answer()).is_done:
+            worker.tell(task)
+            while not (answer := worker.answer() or self._last_answer()).is_done:
                 if answer.error is not None:
-                    self._process.wait()  # those were its last words
+                    worker.answer()  # none: those were its last words, and it has ended
                     raise _error_of(answer.error, answer.message)
                 advance(answer.advance or Advance())
 
-    def _tell(self, what: Setup | Task) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has ended: its last answer says why
-            self._stdin.write(msgspec.json.encode(what) + b"\n")
-            self._stdin.flush()
+    def _end(self) -> int:
+        """End all processes at once; returns how the first ended that did not end well, as ``Popen`` says it."""
+        for worker in self._workers:
+            worker.hang_up()  # were the server killed, nobody else would tell them
+        self._server.terminate()
+        status = self._server.wait()
+        return SIGNALLED - status if status > SIGNALLED else status
 
-    def _answer(self) -> Answer:
-        line = self._stdout.readline()
-        if not line.endswith(b"\n"):  # nothing any more, or what it began to say
-            status = self._process.wait()
-            why = "killed, or out of memory: fewer processes take less" if status < 0 else "what it printed says why"
-            raise ShardstreamError(
-                f"a tokenizing process ended without a word (status {status}): {why}; the same call goes on from what is "
-                "durable"
-            )
-        return msgspec.json.decode(line, type=Answer)
+    def _last_answer(self) -> Answer:
+        """In place of a process that ended without a word; all others are ended."""
+        status = self._end()
+        why = "killed, or out of memory: fewer processes take less" if status < 0 else "what it printed says why"
+        return Answer(
+            error="ShardstreamError",
+            message=f"a tokenizing process ended without a word (status {status}): {why}; the same call goes on from "
+            "what is durable",
+        )
+
+
+class _Worker:
+    """The way to one process and back."""
+
+    def __init__(self) -> None:
+        self._socket, self.socket_of_process = socket.socketpair()
+        self._lines = self._socket.makefile("rb")
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for one in (self._lines, self._socket, self.socket_of_process):
+            one.close()
+
+    def hang_up(self) -> None:
+        """Have the process end, and what is read from it."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def tell(self, what: Setup | Task) -> None:
+        with contextlib.suppress(ConnectionError):  # it has ended: its last answer says why
+            self._socket.sendall(msgspec.json.encode(what) + b"\n")
+
+    def answer(self) -> Answer | None:
+        """What it says next; None if it has ended."""
+        line = b""
+        with contextlib.suppress(ConnectionError):  # it had not read all
+            line = self._lines.readline()
+        # Half a line is what it began to say.
+        return msgspec.json.decode(line, type=Answer) if line.endswith(b"\n") else None
 
 
 def _error_of(kind: str, message: str) -> Exception:

@@ -1,8 +1,9 @@
-"""A process that tokenizes parts. :mod:`shardstream.ingest.processes` starts it and speaks JSON lines with it.
+"""A process that tokenizes parts. :mod:`shardstream.ingest.processes` speaks JSON lines with it.
 
 It ends when its standard input does: so it outlives neither a parent that was killed nor one that has no more work.
 """
 
+import contextlib
 import functools
 import os
 import queue
@@ -64,14 +65,18 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return cls(error="ImportError" if isinstance(found, ImportError) else type(found).__name__, message=str(found))
 
 
-def main() -> None:
-    """Tokenize parts until standard input ends."""
+def main(tokenizer: Tokenizer | None) -> NoReturn:
+    """Tokenize parts until standard input ends.
+
+    Args:
+        tokenizer: The job's, unless it has changed meanwhile; None if it is yet to be loaded.
+    """
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, lines), daemon=True).start()
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
         try:
-            _work(lines, answers)
+            _work(lines, answers, tokenizer)
         except Exception as error:  # noqa: BLE001 - the parent raises it
             if not isinstance(error, (ShardstreamError, OSError)):
                 traceback.print_exc()  # nobody foresaw it, so where it happened matters
@@ -80,9 +85,11 @@ def main() -> None:
     os._exit(1)  # Python's own way out would stumble over the thread that waits at standard input
 
 
-def _work(lines: "queue.SimpleQueue[bytes]", answers: BinaryIO) -> NoReturn:
+def _work(lines: "queue.SimpleQueue[bytes]", answers: BinaryIO, tokenizer: Tokenizer | None) -> NoReturn:
     setup = msgspec.json.decode(lines.get(), type=Setup)
-    tokenizer = agreed_tokenizer(setup.tokenizer, setup.settings.tokenizer.sha256)
+    sha256 = setup.settings.tokenizer.sha256
+    if tokenizer is None or tokenizer.sha256 != sha256:
+        tokenizer = agreed_tokenizer(setup.tokenizer, sha256)
     while True:
         task = msgspec.json.decode(lines.get(), type=Task)
         write_part(
@@ -123,8 +130,9 @@ def agreed_tokenizer(name: str, sha256: str) -> Tokenizer:
 
 
 def _listen(source: BinaryIO, lines: "queue.SimpleQueue[bytes]") -> None:
-    for line in source:
-        lines.put(line)
+    with contextlib.suppress(ConnectionError):  # a parent that was killed has not read all
+        for line in source:
+            lines.put(line)
     os._exit(0)
 
 

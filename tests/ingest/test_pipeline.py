@@ -1,6 +1,5 @@
 """``tokenize``: text to one dataset, for any number of processes, exactly once."""
 
-import contextlib
 import json
 import os
 import random
@@ -21,9 +20,9 @@ from shardstream import FormatError, ResumeError, ShardstreamError, StorageError
 from shardstream.ingest import processes
 from shardstream.ingest.byte_tokenizer import ByteTokenizer
 from shardstream.ingest.part import Advance
-from shardstream.ingest.processes import run_tasks
 from shardstream.ingest.worker import Setup, Task
 from tests.conftest import S3Place
+from tests.ingest.local_processes import children_of, run_tasks
 
 EOS_ID = 256
 Tokenize = Callable[..., shardstream.Manifest]
@@ -244,29 +243,20 @@ def test_a_part_goes_on_from_its_last_full_shard(tokenize, tmp_path: Path) -> No
     assert tokens_at(tmp_path / "out") == ids_of(TEXTS * 80)
 
 
-def children() -> set[int]:
-    """Processes that this one has started. The kernel's own list of them may lack one while another ends."""
-    found = set()
-    for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):  # it has ended
-            if f"\nPPid:\t{os.getpid()}\n" in status.read_text():
-                found.add(int(status.parent.name))
-    return found
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_a_worker_that_dies_ends_the_job_and_the_same_call_goes_on(tokenize, tmp_path: Path, inputs: Path) -> None:
     """A process that is killed, for want of memory say, is named with its status; nothing is published."""
-    others = children()  # this very process may have servers that other tests need
+    others = children_of(os.getpid())  # this very process may have servers that other tests need
     victims: list[int] = []
 
-    def kill_a_child(progress: TokenizeProgress) -> None:
+    def kill_a_worker(progress: TokenizeProgress) -> None:
         if progress.num_documents and not victims:
-            victims.extend(children() - others)
+            [server] = children_of(os.getpid()) - others
+            victims.extend(children_of(server))
             os.kill(victims[0], signal.SIGKILL)
 
     with pytest.raises(ShardstreamError, match=r"a tokenizing process ended without a word \(status -9\): killed"):
-        tokenize(progress=kill_a_child)
+        tokenize(progress=kill_a_worker)
     assert not (tmp_path / "out/manifest.json").exists()
 
     tokenize()
@@ -276,7 +266,11 @@ def test_a_worker_that_dies_ends_the_job_and_the_same_call_goes_on(tokenize, tmp
 
 def test_a_worker_that_dies_while_it_speaks(tokenize, monkeypatch) -> None:
     """Half an answer is none: it is named like any other that was killed."""
-    half = "import os; os.write(1, b'{\"adv'); os.kill(os.getpid(), 9)"
+    half = """if 1:
+        import os, sys
+        os.write(int(sys.argv[2].split(",")[0]), b'{"adv')
+        os.kill(os.getpid(), 9)
+    """
     monkeypatch.setattr(processes, "_PROGRAM", half)
 
     with pytest.raises(ShardstreamError, match=r"a tokenizing process ended without a word \(status -9\): killed"):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,19 @@ import msgspec
 import pytest
 from rich.pretty import pretty_repr
 
-from shardstream import FormatError, ResumeError, ShardstreamError, StorageError
+import shardstream
+from shardstream import FormatError, ResumeError, ShardstreamError, StorageError, TokenizeProgress
 from shardstream.format.manifest import TokenizerIdentity
 from shardstream.ingest import processes
 from shardstream.ingest.byte_tokenizer import ByteTokenizer
+from shardstream.ingest.json_tokenizer import train_byte_bpe
 from shardstream.ingest.part import Advance, Settings
 from shardstream.ingest.plan import InputRange
-from shardstream.ingest.processes import run_tasks
+from shardstream.ingest.processes import Processes
 from shardstream.ingest.worker import Answer, Setup, Task
+from tests.ingest.local_processes import children_of, run_tasks
 
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 SETTINGS = Settings(
     tokenizer=TokenizerIdentity(name="bytes", sha256=ByteTokenizer().sha256, eos_id=256),
     vocab_size=257,
@@ -149,49 +154,135 @@ def test_an_error_that_nobody_foresaw_shows_where_it_happened(
 
 
 PARENT = """
-import json, sys, time
+import json, sys
 import msgspec
-from shardstream.ingest import processes
+from shardstream.ingest.processes import Processes
 from shardstream.ingest.worker import Setup, Task
 setup, tasks = json.loads(sys.argv[1])
-tasks = [msgspec.convert(task, Task) for task in tasks]
-print("begins", flush=True)
-processes.run_tasks(tasks, msgspec.convert(setup, Setup), lambda _: None, num_processes=2)
+with Processes("bytes", 2) as run:
+    run([msgspec.convert(task, Task) for task in tasks], msgspec.convert(setup, Setup), lambda _: None)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def long_tasks(folder: Path) -> list[Task]:
+    """Two that take some seconds each."""
+    path = folder / "long.jsonl"
+    path.write_text("".join(json.dumps({"text": "words " * 100}) + "\n" for _ in range(100_000)))
+    ranges = (InputRange(str(path), "jsonl", num_bytes=path.stat().st_size),)
+    return [Task(index=index, uri=str(folder / f"part-{index}"), ranges=ranges) for index in range(2)]
+
+
+@needs_proc
 def test_no_process_outlives_its_parent(tmp_path: Path) -> None:
     """kill -9 of the parent ends them all, whatever they were doing, in a moment."""
-    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"text": "words " * 100}) + "\n" for _ in range(100_000)))
-    tasks = [
-        Task(
-            index=index,
-            uri=str(tmp_path / f"part-{index}"),
-            ranges=(InputRange(str(tmp_path / "long.jsonl"), "jsonl"),),
-        )
-        for index in range(2)
-    ]
-    arguments = json.dumps(msgspec.to_builtins([setup(), tasks]))
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, arguments], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    assert parent.stdout.readline() == "begins\n"
-    children: list[str] = []
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("part-*/journal/head.json"))) < 2 and time.monotonic() < deadline:
-        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-        time.sleep(0.01)
-    assert len(children) == 2
+    arguments = json.dumps(msgspec.to_builtins([setup(), long_tasks(tmp_path)]))
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, arguments])
+    wait_for(lambda: len(list(tmp_path.glob("part-*/journal/head.json"))) == 2)
+    [server] = children_of(parent.pid)
+    started = {server, *children_of(server)}
+    assert len(started) == 3
     os.kill(parent.pid, signal.SIGKILL)
-    parent.communicate()
+    parent.wait()
 
-    while any(is_alive(pid) for pid in children) and time.monotonic() < deadline:
+    wait_for(lambda: not any(is_alive(pid) for pid in started))
+
+
+@needs_proc
+def test_processes_fork_while_there_is_one_thread(tmp_path: Path) -> None:
+    """Whatever libraries the tokenizer needs: of another thread a child would inherit the locks alone."""
+    tokenizer = tmp_path / "tokenizer.json"
+    train_byte_bpe(["some text", "some more"], vocab_size=260).save(tokenizer)
+    (tmp_path / "0.txt").write_text("some text")
+    others = children_of(os.getpid())
+    num_threads: list[int] = []
+
+    def count(progress: TokenizeProgress) -> None:
+        if progress.num_documents:
+            [server] = children_of(os.getpid()) - others
+            num_threads.append(len(list(Path(f"/proc/{server}/task").iterdir())))
+
+    shardstream.tokenize([tmp_path / "0.txt"], tmp_path / "out", tokenizer=tokenizer, processes=1, progress=count)
+
+    assert set(num_threads) == {1}
+
+
+@needs_proc
+def test_processes_that_are_not_wanted_end_at_once() -> None:
+    """A job that is refused does not wait for what is still loading."""
+    others = children_of(os.getpid())
+    with Processes("bytes", 3):
+        [server] = children_of(os.getpid()) - others
+    assert not is_alive(server)
+    assert children_of(os.getpid()) == others
+
+
+@needs_proc
+def test_processes_go_on_without_the_one_that_forked_them(tmp_path: Path) -> None:
+    """Were it killed, for want of memory say, the parts are written all the same."""
+    others = children_of(os.getpid())
+    victims: list[int] = []
+
+    def kill_the_server(_: Advance) -> None:
+        if not victims:
+            victims.extend(children_of(os.getpid()) - others)
+            os.kill(victims[0], signal.SIGKILL)
+
+    run_tasks(tasks_in(tmp_path, 5), setup(), kill_the_server, num_processes=2)
+
+    assert len(victims) == 1
+    assert len(list(tmp_path.glob("part-*/manifest.json"))) == 5
+
+
+@needs_proc
+def test_an_error_ends_processes_whose_server_is_gone(tmp_path: Path) -> None:
+    """Nobody works on after an error was raised: the place is free for another try."""
+    others = children_of(os.getpid())
+    workers: set[int] = set()
+
+    def kill_the_server(_: Advance) -> None:
+        [server] = children_of(os.getpid()) - others
+        workers.update(children_of(server))
+        os.kill(server, signal.SIGKILL)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_tasks(long_tasks(tmp_path), setup(), kill_the_server, num_processes=2)
+
+    assert len(workers) == 2
+    wait_for(lambda: not any(is_alive(pid) for pid in workers))
+
+
+def test_a_tokenizer_that_is_gone_is_named(tmp_path: Path) -> None:
+    """It was there when the job was planned."""
+    gone = msgspec.structs.replace(setup(), tokenizer=str(tmp_path / "tokenizer.json"))
+
+    with pytest.raises(StorageError, match=r"No such file or directory: '\S+tokenizer\.json'"):
+        run_tasks(tasks_in(tmp_path, 1), gone, lambda _: None, num_processes=1)
+
+
+def test_what_cannot_be_started_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process, no descriptors."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    descriptors = open_descriptors()
+
+    with pytest.raises(FileNotFoundError, match="/nowhere/python"), Processes("bytes", 3):
+        pass
+
+    assert open_descriptors() == descriptors
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/dev/fd").iterdir()}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
-    assert not any(is_alive(pid) for pid in children)
 
-
-def is_alive(pid: str) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -38,11 +38,11 @@ import shardstream
 from shardstream import FormatError, Manifest, ShardstreamError, StorageError, TokenizeProgress
 from shardstream.ingest.byte_tokenizer import ByteTokenizer
 from shardstream.ingest.part import Advance
-from shardstream.ingest.processes import run_tasks
 from shardstream.ingest.worker import Setup, Task
 from shardstream.integrations import ray_data
 from shardstream.integrations.ray_data import Encode, RayEngine, TokenDatasink
 from tests.conftest import S3Place
+from tests.ingest.local_processes import run_tasks
 
 # A cluster starts in 5 s; on a busy machine it takes a minute.
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
