@@ -116,11 +116,7 @@ class RayEngine:
             try:
                 dataset.write_datasink(
                     _PartsDatasink(setup, functools.partial(_tell, tally)),
-                    ray_remote_args={
-                        "num_cpus": 1,
-                        "max_retries": _MAX_RETRIES,
-                        "runtime_env": {"env_vars": ONE_THREAD},
-                    },
+                    ray_remote_args={"num_cpus": 1, "max_retries": _MAX_RETRIES},
                 )
             except RayError as error:
                 if isinstance(error, RayTaskError) and isinstance(error.cause, _PartError):
@@ -311,6 +307,8 @@ class _PartsDatasink(ray.data.Datasink[None]):
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> None:
         del ctx
+        # Before a library asks for them. As a runtime_env they would cost the processes that Ray has ready.
+        os.environ.update(ONE_THREAD)
         for block in blocks:
             for task in BlockAccessor.for_block(block).to_numpy(_TASK_COLUMN):
                 self._write(msgspec.json.decode(task, type=Task))

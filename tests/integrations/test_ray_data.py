@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -38,7 +39,7 @@ import shardstream
 from shardstream import FormatError, Manifest, ShardstreamError, StorageError, TokenizeProgress
 from shardstream.ingest.byte_tokenizer import ByteTokenizer
 from shardstream.ingest.part import Advance
-from shardstream.ingest.worker import Setup, Task
+from shardstream.ingest.worker import ONE_THREAD, Setup, Task
 from shardstream.integrations import ray_data
 from shardstream.integrations.ray_data import Encode, RayEngine, TokenDatasink
 from tests.conftest import S3Place
@@ -395,7 +396,9 @@ def write_here(tasks: list[Task], setup: Setup) -> Advance:
         del is_last
         tally.add(*news)
 
-    ray_data._PartsDatasink(setup, tell).write(blocks, None)
+    with mock.patch.dict(os.environ):
+        ray_data._PartsDatasink(setup, tell).write(blocks, None)
+        assert os.environ.items() >= ONE_THREAD.items()
     return tally.take()
 
 
