@@ -139,9 +139,8 @@ def fast_bpe_of(tokenizer: tokenizers.Tokenizer) -> FastBpe | None:
     Args:
         tokenizer: Its special tokens are found in no text.
     """
-    document = msgspec.json.decode(
-        tokenizer.to_str()
-    )  # as the library understood it: all fields there, a pair only once
+    # As the library understood it: all fields there, a pair only once.
+    document = msgspec.json.decode(tokenizer.to_str())
     model, added = document["model"], [token["content"] for token in document["added_tokens"] if not token["special"]]
     pattern = _pattern_of(document["pre_tokenizer"])
     normalizer = document["normalizer"]
@@ -201,14 +200,14 @@ class _Vocabulary(NamedTuple):
             return None
         # All letters at once: one by one they would take 0.1 s.
         code_points = np.frombuffer("".join(vocab).encode("utf-32-le", "surrogatepass"), "<u4")
-        byte_of = np.full(max(map(ord, _LETTERS)) + 2, _NO_BYTE)  # of any character beyond them, the last
+        byte_of = np.full(max(map(ord, _LETTERS)) + 2, _NO_BYTE)  # the last for any character beyond them
         byte_of[[ord(letter) for letter in _LETTERS]] = np.arange(256)
         spelt = byte_of[np.minimum(code_points, len(byte_of) - 1)]
-        stops = np.cumsum([len(token) for token in vocab])
         all_bytes = spelt.astype(np.uint8).tobytes()
+        bounds = np.cumsum([0, *map(len, vocab)])
         num_unspelt = np.concatenate(([0], np.cumsum(spelt == _NO_BYTE)))
-        spans = pairwise([0, *stops.tolist()])
-        is_spelt = num_unspelt[stops] == num_unspelt[np.concatenate(([0], stops[:-1]))]
+        is_spelt = np.diff(num_unspelt[bounds]) == 0
+        spans = pairwise(bounds.tolist())
         found = [
             (token, number, all_bytes[start:stop])
             for (token, number), (start, stop), is_whole in zip(vocab.items(), spans, is_spelt.tolist(), strict=True)

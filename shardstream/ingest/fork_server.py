@@ -2,14 +2,14 @@
 
 To load a tokenizer, and to prove that a faster library makes the same ids, takes a second and a hundred MB. This is done
 once for all processes, while the job is still being planned. To fork is safe here: there is one thread, and nothing is
-open but standard input and the sockets that the workers are for.
+open.
 """
 
 import gc
 import os
 import signal
+import socket
 import sys
-from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from shardstream.ingest import worker
@@ -18,12 +18,11 @@ from shardstream.ingest.tokenizers import load_tokenizer
 
 SIGNALLED: Final = 128
 """What a signal's number is added to, in the exit status of this process."""
-_MAX_COUNT_BYTES: Final = 32
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGCHLD)
 
 
-def main(tokenizer: str, sockets: str) -> NoReturn:
-    """Load, read from standard input how many workers are wanted, fork them, and wait for them.
+def main(tokenizer: str) -> NoReturn:
+    """Load, fork a worker for each socket that comes through standard input, and wait for them.
 
     SIGTERM ends the workers at once. Without it they end as their sockets do, so that none outlives the parent. The
     status of the first that did not end well becomes the status of this process; a signal, as shells do, is told as 128
@@ -31,18 +30,18 @@ def main(tokenizer: str, sockets: str) -> NoReturn:
 
     Args:
         tokenizer: What ``load_tokenizer`` takes.
-        sockets: Descriptors of as many as may be wanted, with commas between.
     """
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no output of the job
     loaded = _loaded(tokenizer)
-    num_workers = int(os.read(sys.stdin.fileno(), _MAX_COUNT_BYTES) or 0)  # nothing: the job has been refused
-    descriptors = [int(descriptor) for descriptor in sockets.split(",")]
     gc.freeze()  # what was loaded is not looked through again, which would copy it into each of them
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # or macOS would forget it
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # they are waited for, and interrupt nothing
-    alive = {_forked(descriptor, descriptors, loaded) for descriptor in descriptors[:num_workers]}
-    for descriptor in descriptors:
-        os.close(descriptor)
+    alive: set[int] = set()
+    with socket.socket(fileno=sys.stdin.fileno()) as parent:
+        while (own := _received(parent)) is not None:
+            # Signals are waited for, and interrupt nothing; but while there is nobody to end, SIGTERM may end this one.
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # or macOS would forget it
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            alive.add(_forked(own, loaded))
+            os.close(own)
     end = 0
     while alive:
         if signal.sigwait(_SIGNALS) == signal.SIGTERM:
@@ -56,6 +55,12 @@ def main(tokenizer: str, sockets: str) -> NoReturn:
     os._exit(end if end >= 0 else SIGNALLED - end)
 
 
+def _received(parent: socket.socket) -> int | None:
+    """The socket of another worker; None if there are no more, or the job has been refused."""
+    _, descriptors, _, _ = socket.recv_fds(parent, 1, 1)
+    return descriptors[0] if descriptors else None
+
+
 def _loaded(name: str) -> Tokenizer | None:
     """The tokenizer, ready for its first text; None if it cannot be loaded, which the workers will report."""
     try:
@@ -66,17 +71,13 @@ def _loaded(name: str) -> Tokenizer | None:
     return tokenizer
 
 
-def _forked(own: int, descriptors: Sequence[int], tokenizer: Tokenizer | None) -> int:
+def _forked(own: int, tokenizer: Tokenizer | None) -> int:
     """The process id of a new worker, which speaks through the socket ``own``."""
     pid = os.fork()
-    if pid:
-        return pid
-    try:
+    if not pid:
         for stream in (sys.stdin, sys.stdout):
             os.dup2(own, stream.fileno())
-        for descriptor in descriptors:
-            os.close(descriptor)
+        os.close(own)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         worker.main(tokenizer)
-    finally:
-        os._exit(1)  # never on into what only the server does
+    return pid

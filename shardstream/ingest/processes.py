@@ -1,7 +1,7 @@
 """Parts on this machine: some processes, each with one part at a time and one thread.
 
 They come from a plain program that loads the tokenizer once and forks (:mod:`shardstream.ingest.fork_server`), and read
-JSON from a pipe. They are no children of multiprocessing: a script that calls ``tokenize`` needs no
+JSON from a socket. They are no children of multiprocessing: a script that calls ``tokenize`` needs no
 ``if __name__ == "__main__"``, nothing of its own is forked, nothing is pickled, and no part waits for another.
 """
 
@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import IO, TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 # folder that it happens to run in, where a `json.py` may lie.
 _PROGRAM: Final = """
 import sys
-_, tokenizer, pipes, *sys.path[:] = sys.argv
+_, tokenizer, *sys.path[:] = sys.argv
 from shardstream.ingest.fork_server import main
-main(tokenizer, pipes)
+main(tokenizer)
 """
 
 
@@ -50,28 +50,28 @@ class Processes:
         self._num_processes = num_processes
 
     def __enter__(self) -> "Self":
-        with contextlib.ExitStack() as stack:
-            self._workers = [stack.enter_context(_Worker()) for _ in range(self._num_processes)]
-            theirs = [worker.socket_of_process.fileno() for worker in self._workers]
+        self._workers: list[_Worker] = []
+        self._control, theirs = socket.socketpair()
+        try:
             self._server = subprocess.Popen(  # noqa: S603 - this very program
-                [sys.executable, "-c", _PROGRAM, self._tokenizer, ",".join(map(str, theirs)), *sys.path],
-                stdin=subprocess.PIPE,
-                pass_fds=theirs,
+                [sys.executable, "-c", _PROGRAM, self._tokenizer, *sys.path],
+                stdin=theirs.fileno(),
                 env={**os.environ, **ONE_THREAD},
                 start_new_session=True,  # Ctrl-C is the parent's to hear, which ends its processes
             )
-            self._stdin = cast("IO[bytes]", self._server.stdin)
-            for worker in self._workers:
-                worker.socket_of_process.close()  # so that its end is the end of what it says
-            self._open = stack.pop_all()
+        except BaseException:
+            self._control.close()
+            raise
+        finally:
+            theirs.close()
         return self
 
     def __exit__(self, *error: object) -> None:
         """End all processes; what they still did is left as it is."""
         self._end()
-        with contextlib.suppress(BrokenPipeError):  # what it did not read any more
-            self._stdin.close()
-        self._open.close()
+        for worker in self._workers:
+            worker.close()
+        self._control.close()
 
     def __call__(self, tasks: Sequence[Task], setup: Setup, advance: Callable[[Advance], object]) -> None:
         """Write all parts, those first that come first; returns when all are done.
@@ -96,20 +96,19 @@ class Processes:
             with lock:
                 advance(done)
 
-        workers = self._workers[: len(tasks)]
-        with contextlib.suppress(BrokenPipeError):  # it has ended, as its workers' silence will tell
-            self._stdin.write(b"%d" % len(workers))
-            self._stdin.flush()
-        with ThreadPoolExecutor(max(1, len(workers))) as pool:
+        for _ in range(min(self._num_processes, len(tasks))):
+            self._workers.append(_Worker(self._control))
+        self._control.shutdown(socket.SHUT_WR)  # those were all
+        with ThreadPoolExecutor(max(1, len(self._workers))) as pool:
             try:
-                futures = [pool.submit(self._run, worker, setup, next_task, advance_alone) for worker in workers]
+                futures = [pool.submit(self._run, worker, setup, next_task, advance_alone) for worker in self._workers]
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
                 for future in finished:
                     future.result()
             except BaseException:  # one that failed, or Ctrl-C, ends all: the pool waits for threads that wait for them
                 self._end()
                 raise
-        for worker in workers:
+        for worker in self._workers:
             worker.hang_up()
         self._server.wait()
 
@@ -134,6 +133,8 @@ class Processes:
         """End all processes at once; returns how the first ended that did not end well, as ``Popen`` says it."""
         for worker in self._workers:
             worker.hang_up()  # were the server killed, nobody else would tell them
+        with contextlib.suppress(OSError):  # it has ended
+            self._control.shutdown(socket.SHUT_RDWR)
         self._server.terminate()
         status = self._server.wait()
         return SIGNALLED - status if status > SIGNALLED else status
@@ -150,18 +151,21 @@ class Processes:
 
 
 class _Worker:
-    """The way to one process and back."""
+    """The way to one process and back.
 
-    def __init__(self) -> None:
-        self._socket, self.socket_of_process = socket.socketpair()
+    Args:
+        server: The process that forks it, which may have ended: then this one ends without a word.
+    """
+
+    def __init__(self, server: socket.socket) -> None:
+        self._socket, theirs = socket.socketpair()
         self._lines = self._socket.makefile("rb")
+        with theirs, contextlib.suppress(ConnectionError):
+            socket.send_fds(server, [b"1"], [theirs.fileno()])
 
-    def __enter__(self) -> "_Worker":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for one in (self._lines, self._socket, self.socket_of_process):
-            one.close()
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
 
     def hang_up(self) -> None:
         """Have the process end, and what is read from it."""

@@ -73,16 +73,20 @@ def main(tokenizer: Tokenizer | None) -> NoReturn:
     """
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, lines), daemon=True).start()
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-        try:
-            _work(lines, answers, tokenizer)
-        except Exception as error:  # noqa: BLE001 - the parent raises it
-            if not isinstance(error, (ShardstreamError, OSError)):
-                traceback.print_exc()  # nobody foresaw it, so where it happened matters
-            _say(answers, Answer.of(error))
-    sys.stderr.flush()
-    os._exit(1)  # Python's own way out would stumble over the thread that waits at standard input
+    try:
+        with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
+            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+            try:
+                _work(lines, answers, tokenizer)
+            except Exception as error:  # noqa: BLE001 - the parent raises it
+                if not isinstance(error, (ShardstreamError, OSError)):
+                    traceback.print_exc()  # nobody foresaw it, so where it happened matters
+                _say(answers, Answer.of(error))
+    finally:
+        # Whatever happened, never back to where this process was forked, nor Python's own way out, which would stumble
+        # over the thread that waits at standard input.
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _work(lines: "queue.SimpleQueue[bytes]", answers: BinaryIO, tokenizer: Tokenizer | None) -> NoReturn:

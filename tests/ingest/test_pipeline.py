@@ -267,8 +267,10 @@ def test_a_worker_that_dies_ends_the_job_and_the_same_call_goes_on(tokenize, tmp
 def test_a_worker_that_dies_while_it_speaks(tokenize, monkeypatch) -> None:
     """Half an answer is none: it is named like any other that was killed."""
     half = """if 1:
-        import os, sys
-        os.write(int(sys.argv[2].split(",")[0]), b'{"adv')
+        import os, socket
+        parent = socket.socket(fileno=0)
+        _, [own], _, _ = socket.recv_fds(parent, 1, 1)
+        os.write(own, b'{"adv')
         os.kill(os.getpid(), 9)
     """
     monkeypatch.setattr(processes, "_PROGRAM", half)

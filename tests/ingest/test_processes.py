@@ -56,7 +56,7 @@ def tasks_in(folder: Path, num_tasks: int) -> list[Task]:
     return tasks
 
 
-@pytest.mark.parametrize(("num_tasks", "num_processes"), [(0, 2), (1, 4), (5, 2)])
+@pytest.mark.parametrize(("num_tasks", "num_processes"), [(0, 2), (1, 100_000), (5, 2)])
 def test_all_parts_are_written(tmp_path: Path, num_tasks: int, num_processes: int) -> None:
     """As many processes as wanted, never more than there are parts; progress comes from all of them."""
     told: list[Advance] = []
