@@ -1,7 +1,7 @@
-"""Tokenizing on a Ray cluster, through Ray Data.
+"""Tokenizing on a Ray cluster.
 
-Two ways. ``shardstream.tokenize(..., engine=RayEngine())`` is the tokenizer job with its parts on a cluster. For who has
-a pipeline of his own, :class:`Encode` turns texts into ids and :class:`TokenDatasink` writes them::
+Two ways. ``shardstream.tokenize(..., engine=RayEngine())`` is the tokenizer job, each part a task of the cluster. For who
+has a pipeline of Ray Data, :class:`Encode` turns texts into ids and :class:`TokenDatasink` writes them::
 
     encode = Encode("tokenizer.json")
     ids = ray.data.read_parquet("s3://raw/web").map_batches(encode, batch_format="pyarrow")
@@ -14,6 +14,7 @@ tokenizer and target have to be reachable by the same name from every node: obje
 
 import contextlib
 import functools
+import itertools
 import logging
 import operator
 import os
@@ -21,8 +22,8 @@ import platform
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeAlias
+from concurrent.futures import ThreadPoolExecutor, TimeoutError  # noqa: A004 - Python 3.10 has two
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -53,6 +54,9 @@ from shardstream.write.target import (
 )
 from shardstream.write.zstd_upload import Compression
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 try:
     import ray
     import ray.data
@@ -64,19 +68,18 @@ except ModuleNotFoundError as error:
         "shardstream.integrations.ray_data needs Ray Data: pip install 'shardstream[ray]'"
     ) from error
 
-# Of one task, lost with its process or its node. Ray Data would go on for ever, also where a part does not fit in memory.
+# Of one task, lost with its process or its node.
 _MAX_RETRIES: Final = 10
+# For each processor one that runs and one that waits: none is ever idle, and a cluster that grows with its work grows.
+_TASKS_PER_PROCESSOR: Final = 2
 # The driver asks what is new once in so many seconds; a task tells of it twice as often.
 _PROGRESS_S: Final = 1.0
 _TELL_TIMEOUT_S: Final = 10
-# When a task has ended, Ray Data begins the next 0.1 to 0.2 s later (ray.timeline of Ray 2.60), a fourth of the time that
-# 4 MiB of text take. So small parts go several to a task, as long as every processor gets so many tasks.
-_LEAST_TASK_BYTES: Final = 2**26
-_TASKS_PER_PROCESSOR: Final = 4
-_TASK_COLUMN: Final = "task"
+# Tasks of a job that was stopped end when they hear of it; one that hangs is not waited for any longer.
+_STOP_TIMEOUT_S: Final = 10
 
-# Takes the number of a part, the name of a try, what is new of it, and whether that is the last.
-_Tell: TypeAlias = Callable[..., object]
+# Takes the number of a part, the name of a try, and what is new of it; says later whether the job goes on.
+_Tell: TypeAlias = Callable[[int, str, Advance], "Future[bool]"]
 
 
 class RayEngine:
@@ -108,28 +111,15 @@ class RayEngine:
         if not tasks:
             return
         setup = msgspec.structs.replace(setup, tokenizer=_name_on_nodes(setup.tokenizer))
-        with _connection(self._address), _silence(), _tally_of(advance) as tally:
-            rows = [{_TASK_COLUMN: msgspec.json.encode(task)} for task in tasks]
-            dataset = ray.data.from_items(rows, override_num_blocks=_num_blocks(tasks))
-            dataset.context.enable_progress_bars = False
-            dataset.context.max_errored_blocks = 0
+        with _connection(self._address), _tally_of(advance) as tally:
+            write = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)(_write)
+            tell = functools.partial(_tell, tally)
             try:
-                dataset.write_datasink(
-                    _PartsDatasink(setup, functools.partial(_tell, tally)),
-                    ray_remote_args={"num_cpus": 1, "max_retries": _MAX_RETRIES},
-                )
+                _run_all((write.remote(task, setup, tell) for task in tasks), stop=tally.stop.remote)
             except RayError as error:
                 if isinstance(error, RayTaskError) and isinstance(error.cause, _PartError):
                     raise error.cause.args[0] from error
                 raise ShardstreamError(f"Ray could not write all parts: {error}") from error
-
-
-def _num_blocks(tasks: Sequence[Task]) -> int:
-    """How many tasks of Ray take these parts, as many each as the others, in their order."""
-    num_bytes = sum(one.num_bytes for task in tasks for one in task.ranges)
-    # A cluster that grows with its work may have none yet.
-    num_processors = max(1, int(ray.cluster_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
-    return min(len(tasks), max(num_bytes // _LEAST_TASK_BYTES, _TASKS_PER_PROCESSOR * num_processors))
 
 
 class TokenDatasink(ray.data.Datasink[tuple[int, str]]):
@@ -298,44 +288,61 @@ class Encode:
         return pa.table({self._column: pa.LargeListArray.from_arrays(bounds, values)})
 
 
-class _PartsDatasink(ray.data.Datasink[None]):
-    """Writes a part of a tokenizer job for each row. What becomes of them, the job decides."""
+def _run_all(tasks: "Iterator[ray.ObjectRef[None]]", *, stop: Callable[[], object]) -> None:
+    """Take tasks, which begin as they are taken, a few at a time, until all have ended.
 
-    def __init__(self, setup: Setup, tell: _Tell) -> None:
-        self._setup = setup
-        self._tell = tell
+    If one fails, or this thread is interrupted, ``stop`` is called, and those that have begun are waited for.
+    """
+    running: list[ray.ObjectRef[None]] = []
+    try:
+        while True:
+            # A cluster that grows with its work may have none yet.
+            num_processors = max(1, int(ray.cluster_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
+            running += itertools.islice(tasks, max(0, _TASKS_PER_PROCESSOR * num_processors - len(running)))
+            if not running:
+                return
+            done, running = ray.wait(running)
+            ray.get(done)
+    except BaseException:
+        stop()
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=_STOP_TIMEOUT_S)
+        raise
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
-        del ctx
-        # Before a library asks for them. As a runtime_env they would cost the processes that Ray has ready.
-        os.environ.update(ONE_THREAD)
-        for block in blocks:
-            for task in BlockAccessor.for_block(block).to_numpy(_TASK_COLUMN):
-                self._write(msgspec.json.decode(task, type=Task))
 
-    def _write(self, task: Task) -> None:
-        name = _name_of_try()
-        tell = functools.partial(self._tell, task.index, name)
-        settings = self._setup.settings
-        try:
-            write_part(
-                task.ranges,
-                f"{task.uri}-{name}",
-                index=task.index,
-                settings=settings,
-                tokenizer=agreed_tokenizer(self._setup.tokenizer, settings.tokenizer.sha256),
-                advance=tell,
-                storage_options=self._setup.storage_options,
-            )
-        except OSError as error:
-            raise _PartError(StorageError(f"on node {platform.node()}: {error}")) from error
-        except Exception as error:
-            raise _PartError(job_error_of(error)) from error
-        tell(Advance(), is_last=True)
+def _write(task: Task, setup: Setup, tell: _Tell) -> None:
+    """Write a part: a task of the cluster. What becomes of what it wrote, the job decides."""
+    # Before a library asks for them. As a runtime_env they would cost the processes that Ray has ready.
+    os.environ.update(ONE_THREAD)
+    name = _name_of_try()
+    heard = tell(task.index, name, Advance())
+
+    def advance(news: Advance) -> None:
+        nonlocal heard
+        _check_goes_on(heard, timeout_s=0)
+        heard = tell(task.index, name, news)
+
+    try:
+        write_part(
+            task.ranges,
+            f"{task.uri}-{name}",
+            index=task.index,
+            settings=setup.settings,
+            tokenizer=agreed_tokenizer(setup.tokenizer, setup.settings.tokenizer.sha256),
+            advance=advance,
+            storage_options=setup.storage_options,
+        )
+        _check_goes_on(heard, timeout_s=_TELL_TIMEOUT_S)  # when all tasks have ended, nobody listens any more
+    except _PartError:
+        raise
+    except OSError as error:
+        raise _PartError(StorageError(f"on node {platform.node()}: {error}")) from error
+    except Exception as error:
+        raise _PartError(job_error_of(error)) from error
 
 
 class _PartError(Exception):
-    """Takes an error, its one argument, to the driver as it is: Ray Data would add to its message."""
+    """Takes an error, its one argument, to the driver as it is: Ray would add to its message."""
 
 
 class _Tally:
@@ -364,21 +371,28 @@ class _Tally:
         return news
 
     def stop(self) -> None:
-        """End the job: each task hears of it when its part is done."""
+        """End the job: each task hears of it soon."""
         self._is_stopped = True
 
 
-def _tell(tally: Any, *news: Any, is_last: bool = False) -> None:
-    """Tell the actor; when the task is about to end, wait until it has heard: the driver will ask it no more.
+def _tell(tally: Any, part: int, name: str, news: Advance) -> "Future[bool]":
+    """Tell the actor.
+
+    A future, since a task that waits by ``ray.get`` lends its processor to another one.
+    """
+    heard: Future[bool] = tally.add.remote(part, name, news).future()
+    return heard
+
+
+def _check_goes_on(heard: "Future[bool]", *, timeout_s: float) -> None:
+    """See whether the job goes on, as far as that is heard in time.
 
     Raises:
         _PartError: The job was stopped.
     """
-    heard = tally.add.remote(*news)
     goes_on = True
-    if is_last:
-        with contextlib.suppress(RayError):  # without the actor there is no progress to show, and the work goes on
-            goes_on = ray.get(heard, timeout=_TELL_TIMEOUT_S)
+    with contextlib.suppress(RayError, TimeoutError):  # without it there is no progress to show, and no more
+        goes_on = heard.result(timeout_s)
     if not goes_on:
         raise _PartError(ShardstreamError("the job was stopped"))
 
@@ -429,18 +443,6 @@ def _connection(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Ray Data says nothing: progress and errors are the job's to show."""
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _check(

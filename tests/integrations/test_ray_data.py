@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,12 +155,11 @@ def files_of(manifest: Manifest) -> set[str]:
 # ---- The job's parts on a cluster
 
 
-@pytest.mark.parametrize("part_bytes", [PART_BYTES, PART_BYTES // 10])  # a task for each, and one for several
-def test_a_cluster_writes_the_dataset_of_one_machine(cluster, tokenize, tmp_path: Path, part_bytes: int) -> None:
+def test_a_cluster_writes_the_dataset_of_one_machine(cluster, tokenize, tmp_path: Path) -> None:
     """Digest, account and progress are those of local processes, and nothing else is left at the target."""
-    local = tokenize(uri=tmp_path / "local", processes=2, part_bytes=part_bytes)
+    local = tokenize(uri=tmp_path / "local", processes=2)
     told: list[TokenizeProgress] = []
-    manifest = tokenize(engine=RayEngine(), progress=told.append, part_bytes=part_bytes)
+    manifest = tokenize(engine=RayEngine(), progress=told.append)
 
     assert manifest.digest == local.digest
     assert manifest.metadata == local.metadata
@@ -169,15 +169,17 @@ def test_a_cluster_writes_the_dataset_of_one_machine(cluster, tokenize, tmp_path
 
 
 class Gate:
-    """Holds a task when it first tells of its progress, in the middle of a part."""
+    """Holds a task when it tells of its progress, in the middle of a part."""
 
     def __init__(self, tell: Callable[..., object], folder: Path) -> None:
         self._tell = tell
         self._folder = folder
 
-    def __call__(self, *news: Any, is_last: bool = False) -> None:
-        self._hold()
-        self._tell(*news, is_last=is_last)
+    def __call__(self, tally: Any, part: int, name: str, news: Advance) -> Any:
+        if news.num_documents:
+            until(lambda: [*self._folder.glob(f"out/parts/*-{name}")])  # threads write
+            self._hold()
+        return self._tell(tally, part, name, news)
 
     def _hold(self) -> None:
         (self._folder / f"held-{os.getpid()}").touch()
@@ -196,18 +198,13 @@ class DeadlyGate(Gate):
 def engine_with(gate: type[Gate], folder: Path, tries: set[str]) -> Callable[..., None]:
     """An engine whose tasks come to a gate, and that notes the folders that tries of parts have left."""
 
-    class GatedDatasink(ray_data._PartsDatasink):
-        def write(self, blocks: Any, ctx: Any) -> None:
-            self._tell = gate(self._tell, folder)
-            super().write(blocks, ctx)
-
     def run(tasks: Any, *others: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ray_data, "_PartsDatasink", GatedDatasink)
+            patch.setattr(ray_data, "_tell", gate(ray_data._tell, folder))
             try:
                 RayEngine()(tasks, *others)
             finally:
-                tries.update(path.name for path in Path(tasks[0].uri).parent.iterdir())
+                tries.update(path.name for path in Path(tasks[0].uri).parent.glob("*"))
 
     return run
 
@@ -238,7 +235,9 @@ def test_a_node_killed_inside_two_parts_leaves_no_trace(cluster, tokenize, local
 
     def kill_a_node() -> None:
         until(lambda: len(list(tmp_path.glob("held-*"))) == 2)
+        held = [path.name.replace("held-", "/proc/") for path in tmp_path.glob("held-*")]
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        until(lambda: not all(map(os.path.exists, held)))  # its task, which would go on for a moment
         (tmp_path / "open").touch()
 
     killer = threading.Thread(target=kill_a_node)
@@ -297,13 +296,14 @@ def test_an_input_that_a_node_cannot_read_is_named_with_the_node(cluster, tokeni
         tokenize(engine=engine)
 
 
-class LastGate(Gate):
-    """Holds a task when it tells for the last time."""
+class LateGate(Gate):
+    """Holds it when it has told."""
 
-    def __call__(self, *news: Any, is_last: bool = False) -> None:
-        if is_last:
+    def __call__(self, *told: Any) -> Any:
+        heard = self._tell(*told)
+        if told[-1].num_documents:
             self._hold()
-        self._tell(*news, is_last=is_last)
+        return heard
 
 
 def test_progress_that_raises_ends_the_job(cluster, tokenize, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_progress_that_raises_ends_the_job(cluster, tokenize, tmp_path: Path) ->
 
     tries: set[str] = set()
     with pytest.raises(ZeroDivisionError):
-        tokenize(engine=engine_with(LastGate, tmp_path, tries), progress=progress)
+        tokenize(engine=engine_with(LateGate, tmp_path, tries), progress=progress)
 
     assert 0 < len(tries) < NUM_PARTS
     assert not (tmp_path / "out/manifest.json").exists()
@@ -388,34 +388,23 @@ def job(tokenize: Callable[..., Manifest]) -> tuple[list[Task], Setup]:
     return tasks, setup
 
 
+def at_once(result: bool) -> "Future[bool]":
+    heard: Future[bool] = Future()
+    heard.set_result(result)
+    return heard
+
+
 def write_here(tasks: list[Task], setup: Setup) -> Advance:
     tally = ray_data._Tally()
-    blocks = [pa.table({"task": [msgspec.json.encode(task)]}) for task in tasks]
 
-    def tell(*news: Any, is_last: bool = False) -> None:
-        del is_last
-        tally.add(*news)
+    def tell(*told: Any) -> "Future[bool]":
+        return at_once(tally.add(*told))
 
     with mock.patch.dict(os.environ):
-        ray_data._PartsDatasink(setup, tell).write(blocks, None)
+        for task in tasks:
+            ray_data._write(task, setup, tell)
         assert os.environ.items() >= ONE_THREAD.items()
     return tally.take()
-
-
-@pytest.mark.parametrize(
-    ("num_parts", "part_bytes", "num_blocks"),
-    [(3, 2**30, 3), (8, 1, 8), (9, 1, 8), (100, 2**24, 25), (100, 2**25, 50), (100, 2**26, 100), (100, 2**30, 100)],
-)
-def test_small_parts_share_a_task(job, monkeypatch, num_parts: int, part_bytes: int, num_blocks: int) -> None:
-    """A task takes 64 MiB or a part, but each of the two processors gets four tasks."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    (task, *_), _ = job
-    one_range = msgspec.structs.replace(task.ranges[0], num_bytes=part_bytes)
-    small = msgspec.structs.replace(task, ranges=(one_range,))
-
-    assert ray_data._num_blocks([small] * num_parts) == num_blocks
-    monkeypatch.setattr(ray, "cluster_resources", dict)  # it has not grown yet
-    assert ray_data._num_blocks([small] * num_parts) >= min(num_parts, 4)
 
 
 def test_each_try_of_a_part_has_a_folder_of_its_own(job) -> None:
@@ -484,15 +473,55 @@ def test_a_tally_that_was_stopped_says_so() -> None:
     assert (before, tally.add(0, "a", Advance())) == (True, False)
 
 
-def test_a_task_ends_when_the_job_was_stopped(cluster) -> None:
-    """It hears so when its part is done, and fails, so that no other begins."""
+def test_a_task_hears_that_the_job_was_stopped(cluster) -> None:
+    """Where nobody tells it, it goes on."""
     tally: Any = ray.remote(num_cpus=0)(ray_data._Tally).remote()
-    ray_data._tell(tally, 0, "a", Advance(), is_last=True)
+    ray_data._check_goes_on(ray_data._tell(tally, 0, "a", Advance()), timeout_s=WAIT_S)
     ray.get(tally.stop.remote())
-    ray_data._tell(tally, 0, "a", Advance())
     with pytest.raises(ray_data._PartError, match="the job was stopped"):
-        ray_data._tell(tally, 0, "a", Advance(), is_last=True)
+        ray_data._check_goes_on(ray_data._tell(tally, 0, "a", Advance()), timeout_s=WAIT_S)
     ray.kill(tally)
+    ray_data._check_goes_on(ray_data._tell(tally, 0, "a", Advance()), timeout_s=WAIT_S)
+    ray_data._check_goes_on(Future(), timeout_s=0)
+
+
+@pytest.mark.parametrize("num_told", [0, 1, 2])
+def test_a_part_of_a_job_that_was_stopped_is_not_finished(job, num_told: int) -> None:
+    """Whether its task hears of it at the beginning, in the middle or at the end."""
+    told: list[Any] = []
+
+    def tell(*news: Any) -> "Future[bool]":
+        told.append(news)
+        return at_once(len(told) <= num_told)
+
+    (task, *_), setup = job
+    with pytest.raises(ray_data._PartError, match="the job was stopped"):
+        ray_data._write(task, setup, tell)
+    assert len(told) == num_told + 1
+
+
+@pytest.mark.parametrize(("resources", "num_begun"), [({}, 2), ({"CPU": 2.0}, 4), ({"CPU": 8.0}, 9)])
+def test_few_tasks_begin_before_others_end(cluster, tmp_path: Path, monkeypatch, resources, num_begun: int) -> None:
+    """Two for each processor, and two for a cluster that has none yet; in the end all have ended."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    begun: list[int] = []
+
+    def hold() -> None:
+        until((tmp_path / "open").exists)
+
+    def tasks() -> Iterator[Any]:
+        for number in range(9):
+            begun.append(number)
+            yield ray.remote(num_cpus=0)(hold).remote()
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ray_data._run_all, tasks(), stop=print)
+        until(lambda: len(begun) == num_begun)
+        assert not wait([running], timeout=1).done
+        assert len(begun) == num_begun
+        (tmp_path / "open").touch()
+        running.result(timeout=WAIT_S)
+    assert len(begun) == 9
 
 
 # ---- Somebody's own pipeline
