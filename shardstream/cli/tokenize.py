@@ -83,7 +83,7 @@ _RAY: Final = "ray"
     "--part-bytes",
     type=int,
     metavar="N",
-    help="Input bytes of a part, the piece of work of one process.  [default: a 256th, 4 MiB to 1 GiB]",
+    help="Input bytes of a part, the piece of work of one process.  [default: a 256th, 2 MiB to 1 GiB]",
 )
 @click.option("--compression", type=click.Choice(["zstd"]), help="Store shards compressed; see write --help.")
 @click.option(

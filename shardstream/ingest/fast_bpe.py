@@ -34,8 +34,8 @@ meeting; of equal ranks the leftmost goes first, which is the left side's merge,
 
 **Words.** The expressions are a few well-known ones, which ask only to which class a character belongs, greedily and in
 order: for the rest the engines (Oniguruma, and Rust's fancy-regex) agree. The classes are asked of both engines for every
-character there is, once per process; a text with a character on which they differ is declined. They follow the versions
-of Unicode that the two libraries were built with.
+character below U+40000, once per process; a text with a character on which they differ, or with one from there on, is
+declined. They follow the versions of Unicode that the two libraries were built with.
 
 **Added tokens.** A text that spells one that is not special is declined, as is all text that a normalizer may change.
 """
@@ -73,6 +73,10 @@ _CLASSES: Final = {
         *(r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"),
     ),
 }
+# From here on there are tags, variation selectors, private use and places without a character: not worth the time to ask.
+_FIRST_UNASKED: Final = 0x40000
+# UTF-8 of characters from there on, and no other, has a byte beyond this one.
+_LAST_ASKED_BYTE: Final = max(chr(_FIRST_UNASKED - 1).encode())
 _NO_RANK: Final = np.iinfo(np.int64).max
 _NO_BYTE: Final = -1
 _BYTE: Final = -1  # ranks before all merges
@@ -122,7 +126,7 @@ class FastBpe:
         """
         if any(string in text for string in self._declined):
             return None
-        if not text.isascii() and (self._is_ascii_only or (self._disputed and self._disputed.search(text))):
+        if not text.isascii() and (self._is_ascii_only or self._is_disputed(text)):
             return None
         try:
             ranks = self._encoding.encode_to_numpy(text, disallowed_special=())
@@ -131,6 +135,11 @@ class FastBpe:
         except ValueError:  # white space without end is too much for its stack
             return None
         return self._ids[ranks]
+
+    def _is_disputed(self, text: str) -> bool:
+        """Whether it has a character of which both engines may not say the same."""
+        has_unasked = np.frombuffer(text.encode("utf-8"), np.uint8).max() > _LAST_ASKED_BYTE
+        return bool(has_unasked) or bool(self._disputed and self._disputed.search(text))
 
 
 def fast_bpe_of(tokenizer: tokenizers.Tokenizer) -> FastBpe | None:
@@ -319,10 +328,10 @@ def _end_of(parts: list[int], merges: Mapping[tuple[int, int], tuple[int, int]])
 
 @cache
 def disputed_characters(pattern: str) -> str:
-    """The characters that the two engines put into different classes of one of the known expressions."""
-    code_points = np.concatenate([np.arange(0xD800), np.arange(0xE000, 0x110000)]).astype("<u4")
+    """The characters below U+40000 that the two engines put into different classes of one of the known expressions."""
+    code_points = np.concatenate([np.arange(0xD800), np.arange(0xE000, _FIRST_UNASKED)]).astype("<u4")
     everything = code_points.tobytes().decode("utf-32-le")
-    is_disputed = np.zeros(0x110000, np.bool_)
+    is_disputed = np.zeros(_FIRST_UNASKED, np.bool_)
     for expression in _CLASSES[pattern]:
         text = "'".join(everything) if expression == _CONTRACTION else everything
         # One library leaves out what it finds, the other all else, and neither looks at what stands beside it.
@@ -334,7 +343,7 @@ def disputed_characters(pattern: str) -> str:
 
 def _occurs(text: str) -> NDArray[np.bool_]:
     """Whether a character occurs, by its number."""
-    occurs = np.zeros(0x110000, np.bool_)
+    occurs = np.zeros(_FIRST_UNASKED, np.bool_)
     occurs[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
     return occurs
 

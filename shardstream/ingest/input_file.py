@@ -123,7 +123,8 @@ def readable_file(path: str, storage_options: Mapping[str, Any] | None) -> Input
     try:
         file = InputFile(path, storage_options)
         if file.is_local:
-            file.open().close()
+            with open(file.local_path, "rb"):  # noqa: PTH123 - thousands of small files
+                pass
     except PermissionError as error:
         if "://" in path:
             raise

@@ -93,7 +93,7 @@ def tokenize(
             document counts for 256 more than it has. A text longer than 2**23 characters keeps its place.
         side_files: Write beside each shard where its documents come from; see ``TokenDataset.document_at``.
         shard_tokens: Tokens of each shard but the last of a part.
-        part_bytes: About how many stored bytes of the inputs make a part; None makes 256 parts, of 4 MiB to 1 GiB.
+        part_bytes: About how many stored bytes of the inputs make a part; None makes 256 parts, of 2 MiB to 1 GiB.
         compression: As for ``DatasetWriter``.
         metadata: Kept in the manifest, beside ``tokenize``, which says how the dataset came about.
         processes: How many work at a time; None is one for each processor that this process may use.

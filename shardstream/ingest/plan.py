@@ -18,7 +18,7 @@ from shardstream.ingest.inputs import Input, Kind, find_inputs
 # Large enough that a part's beginning and end cost nothing, small enough that some hundred of them keep every process
 # busy to the end, and that what an interruption may lose is small.
 _NUM_PARTS: Final = 256
-_MIN_PART_BYTES: Final = 2**22
+_MIN_PART_BYTES: Final = 2**21
 _MAX_PART_BYTES: Final = 2**30
 # Each takes some 250 bytes of memory, and a dataset of its own while the job is at work.
 _MAX_NUM_PARTS: Final = 100_000
@@ -71,7 +71,7 @@ def plan_parts(
     Args:
         inputs: Files, folders and globs, local or of any URL that fsspec knows; see :func:`find_inputs`.
         part_bytes: Stored bytes of a part at most, at least 1, and so many that they make no more than
-            some 100,000 parts; only what cannot be cut makes a larger one. By default a 256th of all, but at least 4 MiB
+            some 100,000 parts; only what cannot be cut makes a larger one. By default a 256th of all, but at least 2 MiB
             and at most 1 GiB.
         storage_options: As the fsspec filesystem takes them.
 

@@ -91,9 +91,9 @@ def test_json_lines_are_cut_evenly(tmp_path: Path) -> None:
     assert [(one.start, one.stop) for part in plan.parts for one in part] == [(0, 7), (7, 15), (15, 23), (23, 31)]
 
 
-@pytest.mark.parametrize(("num_bytes", "num_parts"), [(2**22, 1), (2**22 + 1, 2), (2**31, 256), (2**40, 1024)])
+@pytest.mark.parametrize(("num_bytes", "num_parts"), [(2**21, 1), (2**21 + 1, 2), (2**31, 256), (2**40, 1024)])
 def test_the_size_of_a_part_follows_from_all_inputs(tmp_path: Path, num_bytes: int, num_parts: int) -> None:
-    """By default a 256th, but from 4 MiB to 1 GiB."""
+    """By default a 256th, but from 2 MiB to 1 GiB."""
     with (tmp_path / "a.jsonl").open("wb") as file:
         file.truncate(num_bytes)  # a hole: nothing is read
 
@@ -132,7 +132,7 @@ def test_the_stream_format_of_arrow_is_read_as_a_whole(place) -> None:
 
 def test_a_part_holds_a_byte() -> None:
     """A size of nothing is a wrong argument."""
-    with pytest.raises(ValueError, match="^part_bytes is 0; wanted at least 1, such as 4194304$"):
+    with pytest.raises(ValueError, match="^part_bytes is 0; wanted at least 1, such as 2097152$"):
         plan_parts(["a"], part_bytes=0)
 
 
