@@ -10,6 +10,9 @@ has a pipeline of Ray Data, :class:`Encode` turns texts into ids and :class:`Tok
 Ray runs a task again when its process or its node is lost, and it may be wrong about the loss. So every try writes a
 folder of its own below ``parts/``, and one manifest, published when all tasks are done, lists one try of each. Inputs,
 tokenizer and target have to be reachable by the same name from every node: object storage, or a shared filesystem.
+
+The engine's parts are plain tasks. As rows of a Ray dataset they took a fifth longer: it begins one task, knows the
+cluster's processors a second later, and begins each further task 0.1 to 0.2 s after the one before has ended (Ray 2.60).
 """
 
 import contextlib
