@@ -130,8 +130,6 @@ class FastBpe:
             return None
         try:
             ranks = self._encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:
-            raise
         except ValueError:  # white space without end is too much for its stack
             return None
         return self._ids[ranks]

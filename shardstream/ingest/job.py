@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from shardstream.storage.store import Store
 
-_PART_MANIFEST: Final = re.compile(rf"({PARTS_FOLDER}/(\d{{6,}})(?:-[0-9a-z]+)?)/{re.escape(MANIFEST_NAME)}")
+# Of the job's checksum, in the names of its parts: a task of another job here, that was taken for lost, may end late.
+_NUM_NAME_LETTERS: Final = 12
 _MAX_RECORD_BYTES: Final = 2**20
 
 
@@ -88,6 +89,8 @@ class Job:
             inputs_sha256=plan.inputs_sha256,
             parts_sha256=plan.parts_sha256,
         )
+        self._sha256: Final = hashlib.sha256(msgspec.json.encode(self._record, order="sorted")).hexdigest()
+        self._name: Final = self._sha256[:_NUM_NAME_LETTERS]
         self._stack = contextlib.ExitStack()
         self.manifest: Manifest | None = None
         """The dataset, once it is published; from the beginning where an earlier run came to its end."""
@@ -124,7 +127,7 @@ class Job:
 
     def part_uri(self, index: int) -> str:
         """Where a part goes. Tries that may run at once add ``-`` and letters and digits of their own."""
-        return f"{self.uri}/{PARTS_FOLDER}/{index:06d}"
+        return f"{self.uri}/{PARTS_FOLDER}/{index:06d}-{self._name}"
 
     def todo(self) -> list[int]:
         """Numbers of the parts that are not done."""
@@ -190,12 +193,9 @@ class Job:
                 "inputs and settings, or start again with overwrite=True"
             )
 
-    @property
-    def _sha256(self) -> str:
-        return hashlib.sha256(msgspec.json.encode(self._record, order="sorted")).hexdigest()
-
     def _folders_done(self, names: Sequence[str]) -> dict[int, str]:
-        found = filter(None, map(_PART_MANIFEST.fullmatch, names))
+        manifest = re.compile(rf"({PARTS_FOLDER}/(\d{{6,}})-{self._name}(?:-[0-9a-z]+)?)/{re.escape(MANIFEST_NAME)}")
+        found = filter(None, map(manifest.fullmatch, names))
         return {int(match[2]): match[1] for match in sorted(found, key=lambda match: match[1], reverse=True)}
 
     def _account_of(self, parts: Mapping[str, Manifest]) -> dict[str, Any]:

@@ -22,10 +22,10 @@ import logging
 import operator
 import os
 import platform
-import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, TimeoutError  # noqa: A004 - Python 3.10 has two
+from concurrent.futures import TimeoutError  # noqa: A004 - Python 3.10 has two
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 try:
     import ray
     import ray.data
+    from ray import cloudpickle
     from ray.data.block import BlockAccessor
     from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -75,10 +76,10 @@ except ModuleNotFoundError as error:
 _MAX_RETRIES: Final = 10
 # For each processor one that runs and one that waits: none is ever idle, and a cluster that grows with its work grows.
 _TASKS_PER_PROCESSOR: Final = 2
-# The driver asks what is new once in so many seconds; a task tells of it twice as often.
+# The driver asks what is new, and how large the cluster is, once in so many seconds; a task tells twice as often.
 _PROGRESS_S: Final = 1.0
 _TELL_TIMEOUT_S: Final = 10
-# Tasks of a job that was stopped end when they hear of it; one that hangs is not waited for any longer.
+# Tasks of a job that was stopped end when they hear of it, or when they would begin; none is waited for any longer.
 _STOP_TIMEOUT_S: Final = 10
 
 # Takes the number of a part, the name of a try, and what is new of it; says later whether the job goes on.
@@ -110,15 +111,17 @@ class RayEngine:
 
         Raises:
             ShardstreamError, ImportError: What went wrong in a part, or with the cluster.
+            TypeError: A storage option cannot be sent to a node.
         """
         if not tasks:
             return
+        _check_sendable(setup.storage_options or {})
         setup = msgspec.structs.replace(setup, tokenizer=_name_on_nodes(setup.tokenizer))
-        with _connection(self._address), _tally_of(advance) as tally:
+        with _connection(self._address), _running_tally() as tally:
             write = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)(_write)
             tell = functools.partial(_tell, tally)
             try:
-                _run_all((write.remote(task, setup, tell) for task in tasks), stop=tally.stop.remote)
+                _run_all((write.remote(task, setup, tell) for task in tasks), tally, advance)
             except RayError as error:
                 if isinstance(error, RayTaskError) and isinstance(error.cause, _PartError):
                     raise error.cause.args[0] from error
@@ -166,6 +169,7 @@ class TokenDatasink(ray.data.Datasink[tuple[int, str]]):
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._storage_options = dict(storage_options or {})
+        _check_sendable(self._storage_options)
         self._store = store_of(uri, self._storage_options)
         self._column = column
         self._metadata = checked_metadata(metadata)
@@ -291,23 +295,29 @@ class Encode:
         return pa.table({self._column: pa.LargeListArray.from_arrays(bounds, values)})
 
 
-def _run_all(tasks: "Iterator[ray.ObjectRef[None]]", *, stop: Callable[[], object]) -> None:
-    """Take tasks, which begin as they are taken, a few at a time, until all have ended.
+def _run_all(tasks: "Iterator[ray.ObjectRef[None]]", tally: Any, advance: Callable[[Advance], object]) -> None:
+    """Take tasks, which begin as they are taken, a few at a time, until all have ended; say what the tally hears.
 
-    If one fails, or this thread is interrupted, ``stop`` is called, and those that have begun are waited for.
+    If one fails, or ``advance`` does, or this thread is interrupted, the job is stopped, and those that have begun are
+    waited for.
     """
     running: list[ray.ObjectRef[None]] = []
+    told_at = time.monotonic()
     try:
         while True:
             # A cluster that grows with its work may have none yet.
             num_processors = max(1, int(ray.cluster_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
             running += itertools.islice(tasks, max(0, _TASKS_PER_PROCESSOR * num_processors - len(running)))
             if not running:
-                return
-            done, running = ray.wait(running)
+                break
+            done, running = ray.wait(running, timeout=_PROGRESS_S)
             ray.get(done)
+            if time.monotonic() >= told_at + _PROGRESS_S:
+                advance(ray.get(tally.take.remote()))
+                told_at = time.monotonic()
+        advance(ray.get(tally.take.remote()))
     except BaseException:
-        stop()
+        tally.stop.remote()
         if running:
             ray.wait(running, num_returns=len(running), timeout=_STOP_TIMEOUT_S)
         raise
@@ -319,6 +329,7 @@ def _write(task: Task, setup: Setup, tell: _Tell) -> None:
     os.environ.update(ONE_THREAD)
     name = _name_of_try()
     heard = tell(task.index, name, Advance())
+    _check_goes_on(heard, timeout_s=_TELL_TIMEOUT_S)  # a task may wait for a processor until its job is forgotten
 
     def advance(news: Advance) -> None:
         nonlocal heard
@@ -335,7 +346,7 @@ def _write(task: Task, setup: Setup, tell: _Tell) -> None:
             advance=advance,
             storage_options=setup.storage_options,
         )
-        _check_goes_on(heard, timeout_s=_TELL_TIMEOUT_S)  # when all tasks have ended, nobody listens any more
+        _check_goes_on(heard, timeout_s=_TELL_TIMEOUT_S)  # when all tasks have ended, nobody asks the tally any more
     except _PartError:
         raise
     except OSError as error:
@@ -393,44 +404,23 @@ def _check_goes_on(heard: "Future[bool]", *, timeout_s: float) -> None:
     Raises:
         _PartError: The job was stopped.
     """
-    goes_on = True
-    with contextlib.suppress(RayError, TimeoutError):  # without it there is no progress to show, and no more
+    try:
         goes_on = heard.result(timeout_s)
+    except TimeoutError:
+        goes_on = True
+    except RayError:  # the tally ends with the job
+        goes_on = False
     if not goes_on:
         raise _PartError(ShardstreamError("the job was stopped"))
 
 
 @contextlib.contextmanager
-def _tally_of(advance: Callable[[Advance], object]) -> Iterator[Any]:
-    """A tally, of which ``advance`` hears from a thread while the block runs, and once more at its end.
-
-    What ``advance`` raises stops the job, and is raised when the block ends.
-    """
+def _running_tally() -> Iterator[Any]:
+    """A tally, beside this process."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tally: Any = ray.remote(num_cpus=0)(_Tally).options(scheduling_strategy=here).remote()
-    is_over = threading.Event()
-
-    def tell() -> None:
-        with contextlib.suppress(RayError):
-            advance(ray.get(tally.take.remote()))
-
-    def listen() -> None:
-        try:
-            while not is_over.wait(_PROGRESS_S):
-                tell()
-        except BaseException:
-            tally.stop.remote()
-            raise
-
     try:
-        with ThreadPoolExecutor(1) as pool:
-            listening = pool.submit(listen)
-            try:
-                yield tally
-            finally:
-                is_over.set()
-                listening.result()  # raised in place of the error by which the stopped job ended
-        tell()
+        yield tally
     finally:
         ray.kill(tally)
 
@@ -460,6 +450,24 @@ def _check(
     dtype_of_vocab(operator.index(vocab_size))
     tokenizer_identity(tokenizer, eos_id, vocab_size)
     check_shards(shard_tokens, compression)
+
+
+def _check_sendable(storage_options: Mapping[str, Any]) -> None:
+    """Refuse what Ray would refuse in words that show all options, and so what is secret in them."""
+    for key, value in storage_options.items():
+        if not _is_sendable(value):
+            raise TypeError(
+                f"storage_options[{key!r}] is of type {type(value).__name__}; wanted what can be sent to a node: strings, "
+                "numbers, and lists and dicts of them"
+            )
+
+
+def _is_sendable(value: object) -> bool:
+    try:
+        cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
+    except Exception:  # noqa: BLE001 - any object's own
+        return False
+    return True
 
 
 def _name_on_nodes(tokenizer: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,23 @@ def test_a_job_that_is_done_is_not_done_again(tokenize, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
+def test_a_part_of_another_job_is_not_taken(tokenize, tmp_path: Path) -> None:
+    """A task of a job that was given up may end when another one, with other settings, is at work there."""
+
+    def late(*given: Any) -> None:
+        run_tasks(*given, num_processes=1)
+        raise Crashed
+
+    with pytest.raises(Crashed):
+        tokenize(uri=tmp_path / "other", processes=None, engine=late, shuffle_documents=7)
+    crash(tokenize, tmp_path / "out")
+    shutil.copytree(tmp_path / "other/parts", tmp_path / "out/parts")
+    manifest = tokenize()
+
+    assert manifest.digest == tokenize(uri=tmp_path / "clean").digest
+    assert files_below(tmp_path / "out") == sorted(["manifest.json", *(shard.name for shard in manifest.shards)])
+
+
 def test_a_crash_while_tidying_up_is_mended(tokenize, tmp_path: Path) -> None:
     """What a run that died after publishing left behind is removed by the same call."""
     crash(tokenize, tmp_path / "out")
@@ -157,7 +175,7 @@ def test_a_crash_while_tidying_up_is_mended(tokenize, tmp_path: Path) -> None:
     done = tokenize()
     (tmp_path / "out/journal").mkdir()
     (tmp_path / "out/journal/tokenize.json").write_bytes(record)
-    (tmp_path / "out/parts/000000/manifest.json").write_text("left behind")
+    next(tmp_path.glob("out/parts/000000-*")).joinpath("manifest.json").write_text("left behind")
 
     assert tokenize() == done
     assert files_below(tmp_path / "out") == sorted(["manifest.json", *(shard.name for shard in done.shards)])

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -220,12 +221,20 @@ def test_a_task_killed_inside_its_part_leaves_no_trace(cluster, tokenize, local,
 
 
 def test_a_part_that_kills_its_process_each_time_ends_the_job(cluster, tokenize, tmp_path: Path, monkeypatch) -> None:
-    """Such as one that needs more memory than there is: it is not tried for ever."""
+    """It is not tried for ever."""
     monkeypatch.setattr(ray_data, "_MAX_RETRIES", 0)
     with pytest.raises(ShardstreamError, match="Ray could not write all parts"):
         tokenize(engine=engine_with(DeadlyGate, tmp_path, set()))
 
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"  # ended, and its parent has not asked
 
 
 def test_a_node_killed_inside_two_parts_leaves_no_trace(cluster, tokenize, local, tmp_path: Path) -> None:
@@ -235,10 +244,12 @@ def test_a_node_killed_inside_two_parts_leaves_no_trace(cluster, tokenize, local
 
     def kill_a_node() -> None:
         until(lambda: len(list(tmp_path.glob("held-*"))) == 2)
-        held = [path.name.replace("held-", "/proc/") for path in tmp_path.glob("held-*")]
+        held = [int(path.name.removeprefix("held-")) for path in tmp_path.glob("held-*")]
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-        until(lambda: not all(map(os.path.exists, held)))  # its task, which would go on for a moment
-        (tmp_path / "open").touch()
+        try:
+            until(lambda: not all(map(is_alive, held)))  # its task, which would go on for a moment
+        finally:
+            (tmp_path / "open").touch()
 
     killer = threading.Thread(target=kill_a_node)
     killer.start()
@@ -473,21 +484,27 @@ def test_a_tally_that_was_stopped_says_so() -> None:
     assert (before, tally.add(0, "a", Advance())) == (True, False)
 
 
-def test_a_task_hears_that_the_job_was_stopped(cluster) -> None:
-    """Where nobody tells it, it goes on."""
-    tally: Any = ray.remote(num_cpus=0)(ray_data._Tally).remote()
+@pytest.fixture
+def tally(cluster) -> Iterator[Any]:
+    with ray_data._running_tally() as tally:
+        yield tally
+
+
+def test_a_task_hears_that_the_job_was_stopped(tally) -> None:
+    """Or that nobody knows of it any more; where no answer comes in time, it goes on."""
+    ray_data._check_goes_on(Future(), timeout_s=0)
     ray_data._check_goes_on(ray_data._tell(tally, 0, "a", Advance()), timeout_s=WAIT_S)
     ray.get(tally.stop.remote())
     with pytest.raises(ray_data._PartError, match="the job was stopped"):
         ray_data._check_goes_on(ray_data._tell(tally, 0, "a", Advance()), timeout_s=WAIT_S)
     ray.kill(tally)
-    ray_data._check_goes_on(ray_data._tell(tally, 0, "a", Advance()), timeout_s=WAIT_S)
-    ray_data._check_goes_on(Future(), timeout_s=0)
+    with pytest.raises(ray_data._PartError, match="the job was stopped"):
+        ray_data._check_goes_on(ray_data._tell(tally, 0, "a", Advance()), timeout_s=WAIT_S)
 
 
 @pytest.mark.parametrize("num_told", [0, 1, 2])
 def test_a_part_of_a_job_that_was_stopped_is_not_finished(job, num_told: int) -> None:
-    """Whether its task hears of it at the beginning, in the middle or at the end."""
+    """Whether its task hears of it at the beginning, and writes nothing, or in the middle, or at the end."""
     told: list[Any] = []
 
     def tell(*news: Any) -> "Future[bool]":
@@ -498,30 +515,110 @@ def test_a_part_of_a_job_that_was_stopped_is_not_finished(job, num_told: int) ->
     with pytest.raises(ray_data._PartError, match="the job was stopped"):
         ray_data._write(task, setup, tell)
     assert len(told) == num_told + 1
+    assert num_told or not Path(task.uri).parent.exists()
+
+
+class Holding:
+    """Tasks that wait until a file is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "open"
+        self.begun: list[Any] = []
+
+    def tasks(self, num_tasks: int) -> Iterator[Any]:
+        path = self._path
+
+        def hold() -> None:
+            until(path.exists)
+
+        for _ in range(num_tasks):
+            self.begun.append(ray.remote(num_cpus=0)(hold).remote())
+            yield self.begun[-1]
+
+    def release(self, *_: object) -> None:
+        self._path.touch()
+
+
+@pytest.fixture
+def holding(tmp_path: Path) -> Iterator[Holding]:
+    holding = Holding(tmp_path)
+    yield holding
+    holding.release()
+    ray.wait(holding.begun, num_returns=len(holding.begun), timeout=WAIT_S)
 
 
 @pytest.mark.parametrize(("resources", "num_begun"), [({}, 2), ({"CPU": 2.0}, 4), ({"CPU": 8.0}, 9)])
-def test_few_tasks_begin_before_others_end(cluster, tmp_path: Path, monkeypatch, resources, num_begun: int) -> None:
+def test_few_tasks_begin_before_others_end(tally, holding, monkeypatch, resources, num_begun: int) -> None:
     """Two for each processor, and two for a cluster that has none yet; in the end all have ended."""
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    begun: list[int] = []
-
-    def hold() -> None:
-        until((tmp_path / "open").exists)
-
-    def tasks() -> Iterator[Any]:
-        for number in range(9):
-            begun.append(number)
-            yield ray.remote(num_cpus=0)(hold).remote()
-
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(ray_data._run_all, tasks(), stop=print)
-        until(lambda: len(begun) == num_begun)
-        assert not wait([running], timeout=1).done
-        assert len(begun) == num_begun
-        (tmp_path / "open").touch()
+        running = pool.submit(ray_data._run_all, holding.tasks(9), tally, print)
+        until(lambda: len(holding.begun) == num_begun)
+        assert not wait([running], timeout=2).done
+        assert len(holding.begun) == num_begun
+        holding.release()
         running.result(timeout=WAIT_S)
-    assert len(begun) == 9
+    assert len(holding.begun) == 9
+
+
+def test_a_cluster_that_grows_gets_more_to_do(tally, holding, monkeypatch) -> None:
+    """Also while no task ends."""
+    resources: dict[str, float] = {}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ray_data._run_all, holding.tasks(9), tally, print)
+        until(lambda: len(holding.begun) == 2)
+        resources["CPU"] = 3.0
+        until(lambda: len(holding.begun) == 6)
+        holding.release()
+        running.result(timeout=WAIT_S)
+
+
+@pytest.mark.parametrize("num_others", [0, 2])
+def test_a_task_that_fails_stops_the_job(tally, holding, num_others: int) -> None:
+    """Those that have begun are stopped, and have ended when the error comes."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    class Stopping:
+        """The tally, and tasks that hear of a stop."""
+
+        take = tally.take
+        stop = SimpleNamespace(remote=lambda: (tally.stop.remote(), holding.release()))
+
+    tasks = [*holding.tasks(num_others), ray.remote(num_cpus=0)(fail).remote()]
+    with pytest.raises(ZeroDivisionError):
+        ray_data._run_all(iter(tasks), Stopping(), print)
+
+    assert not ray.get(tally.add.remote(0, "a", Advance()))
+    assert ray.wait(tasks, num_returns=len(tasks), timeout=0)[1] == []
+
+
+def test_progress_is_told_while_no_task_ends(tally, holding, monkeypatch) -> None:
+    """So an error of the caller ends the job on a cluster whose tasks hang, or wait; they are not waited for long."""
+    monkeypatch.setattr(ray_data, "_STOP_TIMEOUT_S", 0.1)
+
+    def advance(_: Advance) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ray_data._run_all(holding.tasks(2), tally, advance)
+
+    assert not ray.get(tally.add.remote(0, "a", Advance()))
+
+
+@pytest.mark.parametrize("is_engine", [True, False])
+def test_a_storage_option_that_cannot_be_sent_is_named_without_the_others(job, tmp_path, is_engine: bool) -> None:
+    """Ray would show all of them, secrets too."""
+    options = {"secret": "hunter2", "session": threading.Lock()}
+    with pytest.raises(TypeError, match=r"storage_options\['session'\] is of type lock; wanted") as caught:
+        if is_engine:
+            RayEngine()(job[0], msgspec.structs.replace(job[1], storage_options=options), print)
+        else:
+            TokenDatasink(tmp_path / "other", vocab_size=9, storage_options=options)
+
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 # ---- Somebody's own pipeline
