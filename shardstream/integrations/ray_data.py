@@ -79,7 +79,7 @@ _TASKS_PER_PROCESSOR: Final = 2
 # The driver asks what is new, and how large the cluster is, once in so many seconds; a task tells twice as often.
 _PROGRESS_S: Final = 1.0
 _TELL_TIMEOUT_S: Final = 10
-# Tasks of a job that was stopped end when they hear of it, or when they would begin; none is waited for any longer.
+# Tasks of a job that was stopped end when they hear of it, soon after they have begun; none is waited for any longer.
 _STOP_TIMEOUT_S: Final = 10
 
 # Takes the number of a part, the name of a try, and what is new of it; says later whether the job goes on.
@@ -328,8 +328,9 @@ def _write(task: Task, setup: Setup, tell: _Tell) -> None:
     # Before a library asks for them. As a runtime_env they would cost the processes that Ray has ready.
     os.environ.update(ONE_THREAD)
     name = _name_of_try()
+    # A task may wait for a processor until its job is forgotten. The answer takes 0.1 s, so it is looked at later, but
+    # before the part is published.
     heard = tell(task.index, name, Advance())
-    _check_goes_on(heard, timeout_s=_TELL_TIMEOUT_S)  # a task may wait for a processor until its job is forgotten
 
     def advance(news: Advance) -> None:
         nonlocal heard
